@@ -293,6 +293,13 @@ def numpy_network(network: nn.Sequential) -> Callable[[np.ndarray], np.ndarray]:
     return forward
 
 
+def sample_actions(logits: np.ndarray, forbidden: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """Actions (N, C) from logits (N, C * K): the arg-max of logits plus Gumbel noise is a sample from their softmax."""
+    scores = logits.reshape(forbidden.shape) + noise
+    scores[forbidden] = -np.inf
+    return scores.argmax(-1)
+
+
 def compute_gae(
     rewards: torch.Tensor,
     values: torch.Tensor,
@@ -474,13 +481,10 @@ def train(args: Args) -> dict[str, Any]:
         # Collect T steps from each environment; episodes go on across rollouts (detail 1)
         obs[0], forbidden[0] = obs[T], forbidden[T]
         policy = numpy_network(agent.actor)
-        noise = rng.gumbel(size=(T, N, *missing.shape)).astype(np.float32)
+        noise = rng.gumbel(size=(T, N, *missing.shape))
         finished = []
         for t in range(T):
-            # The arg-max of logits plus Gumbel noise is a sample from their softmax
-            scores = policy(obs[t]).reshape(N, *missing.shape) + noise[t]
-            scores[forbidden[t]] = -np.inf
-            actions[t] = scores.argmax(-1)
+            actions[t] = sample_actions(policy(obs[t]), forbidden[t], noise[t])
             env_action = (actions[t] + first_choice).reshape(env_actions.shape).astype(env_actions.dtype)
             next_obs, reward, terminated[t], truncated[t], info = envs.step(env_action)
             valid[t] = ~ended  # else this step only reset, and ignored its action

@@ -1,0 +1,117 @@
+"""Does it learn? Returns of `ppo.py` over 10 seeds, at the defaults and with recipes.
+
+    python benchmarks/learning.py CartPole-v1 Acrobot-v1      # or any other name of RUNS; all if none is given
+    python benchmarks/learning.py --plot                      # draw results/learning.png from what is there
+
+The return of a run is the mean of its last 100 training episodes (actions sampled, not the best ones), the interval is
+the 95% interval of the mean over seeds (Student's t). Results: `benchmarks/results/learning_NAME.json`.
+"""
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+# name: (arguments, mean return to reach)
+RUNS = {
+    "CartPole-v1": ("--env-id CartPole-v1", 490),
+    "Acrobot-v1": ("--env-id Acrobot-v1", -86),
+    "LunarLander-v3": (
+        "--env-id LunarLander-v3 --total-timesteps 1000000",
+        240,
+    ),
+    "MountainCar-v0": (
+        "--env-id MountainCar-v0 --total-timesteps 1000000 --num-envs 16 --num-steps 16 --learning-rate 3e-4"
+        " --gae-lambda 0.98 --ent-coef 0 --norm-obs --norm-reward",
+        -130,
+    ),
+}
+T_95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}  # by degrees of freedom
+
+
+def train_seed(job: tuple[str, int]) -> dict:
+    """One run in a process of its own: its return, seconds, and learning curve in 50 bins."""
+    arguments, seed = job
+    import tyro
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    import ppo
+
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as sys.stdout:
+        os.chdir(folder)
+        start = time.time()
+        result = ppo.train(tyro.cli(ppo.Args, args=[*shlex.split(arguments), "--seed", str(seed)]))
+        seconds = time.time() - start
+        events = EventAccumulator(str(result["run_dir"]), {"scalars": 0}).Reload().Scalars("charts/episodic_return")
+        os.chdir("/")
+    curve = []
+    for i in range(50):
+        low, high = result["global_step"] * i / 50, result["global_step"] * (i + 1) / 50
+        inside = [event.value for event in events if low < event.step <= high]
+        curve.append([round(high), round(statistics.mean(inside), 2) if inside else None])
+    returns = [episode[0] for episode in result["episodes"]]
+    return {"seed": seed, "return": round(statistics.mean(returns), 2), "seconds": round(seconds, 1), "curve": curve}
+
+
+def summary(results: list[dict]) -> tuple[float, float]:
+    """Mean over seeds and half the width of its 95% interval."""
+    returns = [result["return"] for result in results]
+    return statistics.mean(returns), T_95[len(returns) - 1] * statistics.stdev(returns) / math.sqrt(len(returns))
+
+
+def plot() -> None:
+    import matplotlib.pyplot as plt
+
+    figure, all_axes = plt.subplots(2, 2, figsize=(10, 6.5), layout="constrained")
+    for axes, (name, (_, target)) in zip(all_axes.flat, RUNS.items(), strict=True):
+        results = json.loads((HERE / "results" / f"learning_{name}.json").read_text())["runs"]
+        columns = list(zip(*[result["curve"] for result in results], strict=True))
+        steps = [column[0][0] for column in columns]
+        values = [sorted(value for _, value in column if value is not None) for column in columns]
+        for result in results:
+            axes.plot(*zip(*result["curve"], strict=True), color="C0", alpha=0.25, linewidth=0.8)
+        means = [statistics.mean(column) if column else math.nan for column in values]
+        axes.plot(steps, means, color="C0", linewidth=2, label=f"mean of {len(results)} seeds")
+        axes.axhline(target, color="0.4", linestyle=":", label=f"target {target}")
+        axes.set(title=name, xlabel="environment steps", ylabel="episodic return")
+        axes.legend(loc="lower right")
+        axes.grid(alpha=0.2)
+    figure.savefig(HERE / "results" / "learning.png", dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", choices=[*RUNS, []])
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--plot", action="store_true")
+    args = parser.parse_args()
+    if args.plot:
+        return plot()
+    (HERE / "results").mkdir(exist_ok=True)
+    for name in args.names or RUNS:
+        arguments, target = RUNS[name]
+        jobs = [(arguments, seed) for seed in range(1, args.seeds + 1)]
+        results = []
+        with multiprocessing.get_context("spawn").Pool(args.processes, maxtasksperchild=1) as pool:
+            for result in pool.imap(train_seed, jobs):
+                results.append(result)
+                print(f"{name} seed {result['seed']}: {result['return']} in {result['seconds']} s", flush=True)
+        mean, half = summary(results)
+        print(f"{name}: {mean:.1f} ± {half:.1f} (target {target})", flush=True)
+        record = {"command": f"python ppo.py {arguments}", "mean": mean, "interval_95": half, "runs": results}
+        (HERE / "results" / f"learning_{name}.json").write_text(json.dumps(record) + "\n")
+
+
+if __name__ == "__main__":
+    main()
