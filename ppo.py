@@ -361,7 +361,7 @@ def ppo_loss(
             # Both estimate KL(old || new) from the samples; the second has less variance (Schulman, 2020)
             "old_approx_kl": -log_ratio @ weights,
             "approx_kl": (ratio - 1 - log_ratio) @ weights,
-            "clipfrac": ((ratio - 1).abs() > clip_coef).float() @ weights,
+            "clipfrac": ((ratio - 1).abs() > clip_coef).type_as(weights) @ weights,
         }
     return loss, diagnostics
 

@@ -27,7 +27,8 @@ RUNS = {
     "CartPole-v1": ("--env-id CartPole-v1", 490),
     "Acrobot-v1": ("--env-id Acrobot-v1", -86),
     "LunarLander-v3": (
-        "--env-id LunarLander-v3 --total-timesteps 1000000",
+        "--env-id LunarLander-v3 --total-timesteps 1000000 --num-envs 32 --num-steps 256 --num-minibatches 16"
+        " --update-epochs 10 --learning-rate 1e-3 --gamma 0.999 --gae-lambda 0.98 --norm-reward",
         240,
     ),
     "MountainCar-v0": (

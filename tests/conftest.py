@@ -1,0 +1,30 @@
+"""Every test runs in an empty folder of its own, and finds the script and the environments of the tests."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def minibatches(monkeypatch):
+    """Records what each gradient was computed from: a list of (minibatch, clip_coef), and lets training go on."""
+    import ppo
+
+    seen, compute_gradient = [], ppo.compute_gradient
+
+    def record(agent, params, batch, clip_coef, args):
+        seen.append(({name: tensor.clone() for name, tensor in batch.items()}, clip_coef))
+        return compute_gradient(agent, params, batch, clip_coef, args)
+
+    monkeypatch.setattr(ppo, "compute_gradient", record)
+    return seen

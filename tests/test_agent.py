@@ -1,0 +1,165 @@
+"""The policy and its pieces: initialisation, distributions, masks, sampling, action spaces, running statistics."""
+
+import itertools
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Discrete, MultiBinary, MultiDiscrete
+from torch import nn
+from torch.distributions import Categorical
+
+import ppo
+from ppo import Agent, RunningMeanStd, action_choices, forbidden_choices, numpy_network, sample_actions
+
+MISSING = np.array([[False, False, True], [False, False, False]])  # components with 2 and 3 choices
+
+
+def test_initialisation():
+    """Orthogonal weights with the gains of detail 2, zero biases, networks of their own (detail 13)."""
+    agent = Agent(7, 5)
+    for network, gains in ((agent.actor, (2**0.5, 2**0.5, 0.01)), (agent.critic, (2**0.5, 2**0.5, 1.0))):
+        layers = [layer for layer in network if isinstance(layer, nn.Linear)]
+        for layer, gain in zip(layers, gains, strict=True):
+            weight = layer.weight if layer.weight.shape[0] < layer.weight.shape[1] else layer.weight.T
+            torch.testing.assert_close(weight @ weight.T, gain**2 * torch.eye(len(weight)), atol=1e-5, rtol=1e-4)
+            assert not layer.bias.any()
+    shapes = [tuple(param.shape) for param in agent.actor.parameters()]
+    assert shapes == [(64, 7), (64,), (64, 64), (64,), (5, 64), (5,)]
+    assert not {id(p) for p in agent.actor.parameters()} & {id(p) for p in agent.critic.parameters()}
+
+
+def random_inputs(size=200):
+    generator = torch.Generator().manual_seed(3)
+    obs = torch.randn(size, 4, generator=generator)
+    forbidden = torch.rand(size, 2, 3, generator=generator) < 0.4
+    forbidden[:, :, 1] = False
+    forbidden |= torch.from_numpy(MISSING)
+    return obs, forbidden
+
+
+def test_distribution_is_that_of_the_allowed_choices():
+    """Log-probabilities and entropies of independent categoricals over what is allowed, summed (details 37 and d)."""
+    torch.manual_seed(0)
+    agent = Agent(4, 6)
+    nn.init.orthogonal_(agent.actor[-1].weight)  # far from uniform
+    obs, forbidden = random_inputs()
+    logits = agent.actor(obs).view(-1, 2, 3)
+    actions = (~forbidden * torch.rand(forbidden.shape)).argmax(-1)
+    logprob, entropy = agent.evaluate(obs, forbidden, actions)
+    for i in range(len(obs)):
+        expected_logprob = expected_entropy = 0
+        for c in range(2):
+            allowed = (~forbidden[i, c]).nonzero().flatten()
+            categorical = Categorical(logits=logits[i, c, allowed])
+            expected_logprob += categorical.log_prob((allowed == actions[i, c]).nonzero()[0, 0])
+            expected_entropy += categorical.entropy()
+        torch.testing.assert_close(logprob[i], expected_logprob)
+        torch.testing.assert_close(entropy[i], expected_entropy)
+
+
+def test_forbidden_choices_get_no_gradient():
+    torch.manual_seed(0)
+    agent = Agent(4, 6)
+    forbidden = torch.zeros(10, 2, 3, dtype=torch.bool)
+    forbidden[:, 1, 2] = True
+    logprob, entropy = agent.evaluate(torch.randn(10, 4), forbidden, torch.ones(10, 2, dtype=torch.int64))
+    (gradient,) = torch.autograd.grad((logprob + entropy).sum(), agent.actor[-1].bias)
+    assert gradient.isfinite().all()
+    assert gradient[5] == 0
+    assert gradient[:5].ne(0).all()
+
+
+def test_sampling_frequencies():
+    """200,000 samples: each choice as often as its probability says, components independent, forbidden ones never."""
+    size, logits = 200_000, np.array([1.0, -1.0, 0.3, 0.0, 2.0, -0.5], np.float32)
+    forbidden = np.broadcast_to(MISSING, (size, 2, 3))
+    noise = np.random.default_rng(0).gumbel(size=(size, 2, 3))
+    samples = sample_actions(np.broadcast_to(logits, (size, 6)), forbidden, noise)
+    first = np.exp(logits[:2]) / np.exp(logits[:2]).sum()
+    second = np.exp(logits[3:]) / np.exp(logits[3:]).sum()
+    for a, b in itertools.product(range(2), range(3)):
+        p = float(first[a] * second[b])
+        assert ((samples == [a, b]).all(1)).mean() == pytest.approx(p, abs=4 * (p * (1 - p) / size) ** 0.5)
+    assert samples[:, 0].max() == 1
+
+
+def test_numpy_network_is_the_network():
+    torch.manual_seed(0)
+    networks = [Agent(9, 6).actor, nn.Sequential(nn.Linear(9, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 6))]
+    obs = torch.randn(32, 9)
+    for network in networks:
+        with torch.no_grad():
+            expected = network(obs).numpy()
+        np.testing.assert_allclose(numpy_network(network)(obs.numpy()), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_flat_parameters_are_the_parameters():
+    agent = Agent(4, 2)
+    before = [param.detach().clone() for param in agent.parameters()]
+    flat = ppo.flatten_parameters(list(agent.parameters()))
+    for param, expected in zip(agent.parameters(), before, strict=True):
+        assert torch.equal(param, expected)
+    with torch.no_grad():
+        flat += 1
+    for param, expected in zip(agent.parameters(), before, strict=True):
+        assert torch.equal(param, expected + 1)
+
+
+@pytest.mark.parametrize(
+    ("space", "missing", "start"),
+    [
+        (Discrete(3), [[0, 0, 0]], [0]),
+        (Discrete(2, start=-4), [[0, 0]], [-4]),
+        (MultiDiscrete([2, 3], start=[0, 7]), [[0, 0, 1], [0, 0, 0]], [0, 7]),
+        (MultiDiscrete([[1], [2]]), [[0, 1], [0, 0]], [0, 0]),
+        (MultiBinary(2), [[0, 0], [0, 0]], [0, 0]),
+        (MultiBinary((2, 1)), [[0, 0], [0, 0]], [0, 0]),
+    ],
+)
+def test_action_choices(space, missing, start):
+    got_missing, got_start = action_choices(space)
+    assert got_missing.dtype == bool
+    assert got_missing.tolist() == np.array(missing, bool).tolist()
+    assert got_start.tolist() == start
+
+
+def test_masks_from_info():
+    assert forbidden_choices({}, MISSING, 2) is MISSING
+    mask = np.array([[0, 1, 1, 0, 1], [1, 1, 1, 1, 0], [0, 0, 0, 0, 0]], np.int8)
+    expected = [[[1, 0, 1], [0, 1, 0]], [[0, 0, 1], [0, 0, 1]], MISSING.tolist()]  # nothing left: the episode is over
+    assert np.array_equal(forbidden_choices({"action_mask": mask}, MISSING, 3), np.array(expected, bool))
+    some = {"action_mask": mask, "_action_mask": np.array([True, False, False])}
+    assert np.array_equal(forbidden_choices(some, MISSING, 3), np.array([expected[0], MISSING, MISSING], bool))
+    pairs = np.empty(2, object)
+    pairs[:] = [(np.array([1, 0]), np.array([1, 0, 1])), (np.array([1, 1]), np.array([0, 1, 0]))]
+    expected = [[[0, 1, 1], [0, 1, 0]], [[0, 0, 1], [1, 0, 1]]]
+    assert np.array_equal(forbidden_choices({"action_mask": pairs}, MISSING, 2), np.array(expected, bool))
+
+
+def test_masks_of_a_real_environment():
+    """Taxi's masks arrive, and only allowed actions leave."""
+    envs = gym.make_vec("Taxi-v4", 3, vectorization_mode="sync")
+    missing, _ = action_choices(envs.single_action_space)
+    _, info = envs.reset(seed=1)
+    forbidden = forbidden_choices(info, missing, 3)
+    assert np.array_equal(forbidden[:, 0], info["action_mask"] == 0)
+    assert forbidden.any()
+    envs.close()
+
+
+def test_running_statistics_are_those_of_all_data():
+    rng = np.random.default_rng(0)
+    batches = [rng.normal(3, 10, size=(n, 2)) for n in (1, 5, 1, 40, 0, 7)]
+    stats = RunningMeanStd((2,))
+    for batch in batches:
+        stats.update(batch)
+    everything = np.concatenate(batches)
+    np.testing.assert_allclose(stats.mean, everything.mean(0))
+    np.testing.assert_allclose(stats.var, everything.var(0))
+    assert stats.count == len(everything)
+    x = np.array([[3.0, 1e9]])
+    expected = np.minimum((x - everything.mean(0)) / everything.std(0), 10)
+    np.testing.assert_allclose(stats.normalize(x), expected, rtol=1e-6)
+    np.testing.assert_allclose(stats.normalize(x, center=False)[0, 0], 3 / everything.std(0)[0], rtol=1e-6)

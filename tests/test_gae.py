@@ -1,0 +1,57 @@
+"""Generalized advantage estimation, against the sum it is defined by."""
+
+import numpy as np
+import pytest
+import torch
+
+from ppo import compute_gae
+
+
+def advantage_by_definition(rewards, values, terminated, truncated, gamma, gae_lambda, t, n):
+    """Equation 16 of arXiv:1506.02438: the sum of (γλ)^l δ_{t+l}, up to the end of the episode or the rollout."""
+    total, factor = 0.0, 1.0
+    for k in range(t, len(rewards)):
+        next_value = 0.0 if terminated[k, n] else values[k + 1, n]
+        total += factor * (rewards[k, n] + gamma * next_value - values[k, n])
+        factor *= gamma * gae_lambda
+        if terminated[k, n] or truncated[k, n]:
+            break
+    return total
+
+
+@pytest.mark.parametrize(("gamma", "gae_lambda"), [(0.99, 0.95), (0.9, 0.5), (1.0, 1.0), (0.97, 0.0), (0.0, 0.7)])
+@pytest.mark.parametrize("seed", range(4))
+def test_is_the_sum_of_its_definition(gamma, gae_lambda, seed):
+    rng = np.random.default_rng(seed)
+    T, N = 23, 5
+    rewards, values = rng.normal(size=(T, N)), rng.normal(size=(T + 1, N))
+    terminated, truncated = rng.random((2, T, N)) < 0.15
+    terminated[-1, 0], truncated[-1, 1] = True, True  # ends on the last step of the rollout, too
+    ended = terminated | truncated
+    valid = np.vstack([np.ones((1, N), bool), ~ended[:-1]])
+    for t in range(T):  # a reset step ends nothing and pays nothing
+        terminated[t] &= valid[t]
+        truncated[t] &= valid[t]
+        if t + 1 < T:
+            valid[t + 1] = ~(terminated | truncated)[t]
+    rewards[~valid] = 0
+    tensors = [torch.from_numpy(x) for x in (rewards, values, terminated, truncated)]
+    advantages = compute_gae(*tensors, gamma, gae_lambda).numpy()
+    assert 10 < (~valid).sum() < T * N / 2
+    for t, n in zip(*np.nonzero(valid), strict=True):
+        expected = advantage_by_definition(rewards, values, terminated, truncated, gamma, gae_lambda, t, n)
+        assert advantages[t, n] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_time_limit_bootstraps_and_an_end_does_not():
+    rewards, values = torch.ones(1, 3), torch.tensor([[0.0] * 3, [10.0] * 3])
+    terminated, truncated = torch.tensor([[True, False, True]]), torch.tensor([[False, True, True]])
+    advantages = compute_gae(rewards, values, terminated, truncated, 0.5, 1.0)
+    assert advantages.tolist() == [[1.0, 6.0, 1.0]]  # an episode that ends and runs out of time at once has ended
+
+
+def test_lambda_1_gives_the_discounted_return():
+    rewards, values = torch.ones(4, 1), torch.full((5, 1), 7.0)
+    none, last = torch.zeros(4, 1, dtype=torch.bool), torch.tensor([[False]] * 3 + [[True]])
+    returns = compute_gae(rewards, values, last, none, 0.5, 1.0) + values[:-1]
+    assert returns.flatten().tolist() == [1.875, 1.75, 1.5, 1.0]

@@ -1,0 +1,184 @@
+"""The loss: numbers worked out by hand, finite differences, and the gradient that becomes an update."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+import ppo
+from ppo import Agent, Args, compute_gradient, ppo_loss
+
+
+class Fixed:
+    """An agent that answers with given numbers."""
+
+    def __init__(self, logprob, entropy, value):
+        self.outputs = torch.tensor(logprob), torch.tensor(entropy), torch.tensor(value)
+
+    def evaluate(self, obs, forbidden, actions):
+        return self.outputs[:2]
+
+    def value(self, obs):
+        return self.outputs[2]
+
+
+def by_hand():
+    """Three valid samples and one reset step, whose numbers would spoil everything they touch."""
+    agent = Fixed([math.log(0.6), math.log(0.2), math.log(0.5), 5.0], [0.5, 0.7, 0.6, 99.0], [1.0, 2.0, 3.0, 1e6])
+    batch = {
+        "logprobs": torch.tensor([0.5, 0.4, 0.25, 1e-9]).log(),  # ratios 1.2, 0.5, 2
+        "advantages": torch.tensor([1.0, -1.0, 3.0, 1e6]),
+        "returns": torch.tensor([2.0, 2.5, 1.0, -1e6]),
+        "values": torch.tensor([0.9, 1.0, 2.9, 0.0]),
+        "valid": torch.tensor([True, True, True, False]),
+    }
+    return agent, batch | dict.fromkeys(("obs", "forbidden", "actions"))
+
+
+def test_by_hand():
+    args = Args(norm_adv=False, ent_coef=0.1, vf_coef=0.25)
+    agent, batch = by_hand()
+    loss, got = ppo_loss(agent, batch, 0.3, args)
+    policy = (-1.2 + 0.7 - 3 * 1.3) / 3  # inside; clipped below 0.7 as the advantage is negative; clipped above 1.3
+    # squared errors: 1 and (1 inside the clip range); 0.25 and (1.3 - 2.5)²; 4 and 4
+    value = 0.5 * (1 + 1.44 + 4) / 3
+    assert got["policy_loss"].item() == pytest.approx(policy, rel=1e-6)
+    assert got["value_loss"].item() == pytest.approx(value, rel=1e-6)
+    assert got["entropy"].item() == pytest.approx(0.6, rel=1e-6)
+    assert loss.item() == pytest.approx(policy - 0.1 * 0.6 + 0.25 * value, rel=1e-6)
+    logs = [math.log(r) for r in (1.2, 0.5, 2.0)]
+    assert got["old_approx_kl"].item() == pytest.approx(-sum(logs) / 3, rel=1e-5)
+    assert got["approx_kl"].item() == pytest.approx((0.2 - 0.5 + 1.0 - sum(logs)) / 3, rel=1e-5)
+    assert got["clipfrac"].item() == pytest.approx(2 / 3, rel=1e-6)
+
+
+def test_plain_value_loss():
+    agent, batch = by_hand()
+    _, got = ppo_loss(agent, batch, 0.3, Args(clip_vloss=False))
+    assert got["value_loss"].item() == pytest.approx(0.5 * (1 + 0.25 + 4) / 3, rel=1e-6)
+
+
+def test_advantages_are_normalised_over_the_valid_samples():
+    agent, batch = by_hand()
+    _, got = ppo_loss(agent, batch, 0.3, Args(norm_adv=True))
+    deviation = math.sqrt(8 / 3)  # of 1, -1, 3 around their mean 1
+    assert got["policy_loss"].item() == pytest.approx((0 + 2 / deviation * 0.7 - 2 / deviation * 1.3) / 3, rel=1e-5)
+
+
+@pytest.fixture
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def random_batch(agent, size=24, components=2, choices=3, seed=0):
+    """A batch as training makes it: off the policy by a little, with reset steps and forbidden choices."""
+    generator = torch.Generator().manual_seed(seed)
+    forbidden = torch.rand(size, components, choices, generator=generator) < 0.3
+    forbidden[..., 0] = False
+    obs = torch.randn(size, 5, generator=generator)
+    actions = (torch.rand(size, components, choices, generator=generator) * ~forbidden).argmax(-1)
+    noise = torch.randn(4, size, generator=generator)
+    with torch.no_grad():
+        logprob, _ = agent.evaluate(obs, forbidden, actions)
+        value = agent.value(obs)
+    return {
+        "obs": obs,
+        "forbidden": forbidden,
+        "actions": actions,
+        "logprobs": logprob + 0.3 * noise[0],
+        "values": value + 0.3 * noise[1],
+        "advantages": noise[2],
+        "returns": value + noise[3],
+        "valid": torch.rand(size, generator=generator) < 0.8,
+    }
+
+
+@pytest.mark.parametrize("args", [Args(), Args(clip_vloss=False, norm_adv=False), Args(ent_coef=0.5, vf_coef=2.0)])
+def test_gradient_by_finite_differences(args, float64):
+    torch.manual_seed(0)
+    agent = Agent(5, 6)
+    batch = random_batch(agent)
+    params = list(agent.parameters())
+    loss, _ = ppo_loss(agent, batch, 0.2, args)
+    gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, params)])
+    flat = ppo.flatten_parameters(params)
+    for direction in torch.eye(flat.numel(), dtype=torch.float64)[:: flat.numel() // 60]:
+        with torch.no_grad():
+            flat += 1e-6 * direction
+            above, _ = ppo_loss(agent, batch, 0.2, args)
+            flat -= 2e-6 * direction
+            below, _ = ppo_loss(agent, batch, 0.2, args)
+            flat += 1e-6 * direction
+        assert (above - below).item() / 2e-6 == pytest.approx((gradient @ direction).item(), abs=1e-6)
+
+
+def test_reset_steps_do_not_matter():
+    torch.manual_seed(0)
+    agent = Agent(5, 6)
+    params = list(agent.parameters())
+    batch = random_batch(agent)
+    other = {name: x.clone() for name, x in batch.items()}
+    for name in ("obs", "logprobs", "values", "advantages", "returns"):
+        other[name][~batch["valid"]] = 3.0
+    for args in (Args(), Args(norm_adv=False)):
+        expected, diagnostics = compute_gradient(agent, params, batch, 0.2, args)
+        gradient, others = compute_gradient(agent, params, other, 0.2, args)
+        torch.testing.assert_close(gradient, expected)
+        for name, value in diagnostics.items():
+            torch.testing.assert_close(others[name], value, msg=name)
+
+
+def test_a_minibatch_of_reset_steps_is_harmless():
+    agent = Agent(5, 6)
+    batch = random_batch(agent)
+    batch["valid"][:] = False
+    gradient, _ = compute_gradient(agent, list(agent.parameters()), batch, 0.2, Args())
+    assert not gradient.any()
+
+
+def test_a_single_sample_has_a_finite_loss():
+    agent = Agent(5, 6)
+    gradient, _ = compute_gradient(agent, list(agent.parameters()), random_batch(agent, size=1), 0.2, Args())
+    assert gradient.isfinite().all()
+
+
+def test_the_first_ratio_is_1():
+    torch.manual_seed(0)
+    agent = Agent(5, 6)
+    batch = random_batch(agent)
+    with torch.no_grad():
+        batch["logprobs"], _ = agent.evaluate(batch["obs"], batch["forbidden"], batch["actions"])
+    _, diagnostics = ppo_loss(agent, batch, 0.2, Args())
+    for name in ("old_approx_kl", "approx_kl", "clipfrac"):
+        assert diagnostics[name].item() == 0
+
+
+def test_the_global_gradient_norm_is_clipped():
+    torch.manual_seed(0)
+    agent = Agent(5, 6)
+    params, batch = list(agent.parameters()), random_batch(agent)
+    loss, _ = ppo_loss(agent, batch, 0.2, Args())
+    raw = torch.cat([g.flatten() for g in torch.autograd.grad(loss, params)])
+    clipped, diagnostics = compute_gradient(agent, params, batch, 0.2, replace(Args(), max_grad_norm=0.01))
+    assert diagnostics["grad_norm"].item() == pytest.approx(raw.norm().item(), rel=1e-5)
+    assert clipped.norm().item() == pytest.approx(0.01, rel=1e-3)
+    torch.testing.assert_close(clipped / clipped.norm(), raw / raw.norm())
+    small, _ = compute_gradient(agent, params, batch, 0.2, replace(Args(), max_grad_norm=1e6))
+    torch.testing.assert_close(small, raw)
+
+
+def test_compiled_and_eager_updates_agree():
+    """Three iterations each, with forbidden choices, reset steps and an annealed clip range."""
+    runs = []
+    for compiled in (False, True):
+        result = ppo.train(
+            Args(env_id="worlds:Masked", total_timesteps=192, num_steps=16, anneal_clip=True, compile=compiled)
+        )
+        runs.append(torch.cat([param.flatten() for param in result["agent"].parameters()]))
+    start = ppo.train(Args(env_id="worlds:Masked", total_timesteps=64, num_steps=16, learning_rate=0.0))["agent"]
+    start = torch.cat([param.flatten() for param in start.parameters()])
+    assert (runs[0] - start).abs().max() > 1e-3
+    torch.testing.assert_close(runs[1], runs[0], atol=2e-6, rtol=1e-5)

@@ -1,0 +1,351 @@
+"""The training loop: what it collects, in which order it learns from it, what it logs, and when it stops."""
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import ppo
+import worlds
+from ppo import Args, train
+
+LOSSES = """policy_loss value_loss entropy approx_kl old_approx_kl clipfrac explained_variance relative_entropy
+    residual_variance grad_norm advantage_mean advantage_std"""
+CHARTS = "SPS learning_rate episodic_return episodic_length"
+
+
+def scalars(result):
+    """Everything that a run logged: {metric: {step: value}}."""
+    events = EventAccumulator(str(result["run_dir"]), {"scalars": 0}).Reload()
+    return {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+
+
+def parameters(result):
+    return torch.cat([param.detach().flatten() for param in result["agent"].parameters()])
+
+
+@pytest.fixture
+def rollouts(monkeypatch):
+    """Records the arguments of each compute_gae: rewards, values, terminated, truncated."""
+    seen, compute_gae = [], ppo.compute_gae
+
+    def record(*args):
+        seen.append([x.clone() for x in args[:4]])
+        return compute_gae(*args)
+
+    monkeypatch.setattr(ppo, "compute_gae", record)
+    return seen
+
+
+def counting(monkeypatch, **changes):
+    monkeypatch.setattr(worlds.Counting, "created", 0)
+    settings = {"num_envs": 3, "num_steps": 8, "num_minibatches": 2, "total_timesteps": 3 * 8 * 5, "learning_rate": 0.0}
+    return train(Args(env_id="worlds:Counting", **settings | changes))
+
+
+class TestCollecting:
+    """On `Counting`, whose observations say where they belong: (environment, episode, step)."""
+
+    def collect(self, monkeypatch, minibatches):
+        """All samples as (environment, episode, step, valid), sorted."""
+        counting(monkeypatch, update_epochs=1, num_minibatches=1)
+        samples = [
+            (*obs.tolist(), bool(valid))
+            for batch, _ in minibatches
+            for obs, valid in zip(batch["obs"], batch["valid"], strict=True)
+        ]
+        return sorted(samples)
+
+    def test_each_transition_is_learned_from_once_and_no_reset(self, monkeypatch, minibatches):
+        samples = self.collect(monkeypatch, minibatches)
+        for env in range(3):
+            steps_of_env, expected = 0, []
+            for episode in range(100):
+                for step in range(2 + (episode + env) % 4 + 1):
+                    last = (
+                        step == 2 + (episode + env) % 4
+                    )  # the observation after the last step, where only resets happen
+                    if steps_of_env < 40:
+                        expected.append((float(env), float(episode), float(step), not last))
+                    steps_of_env += 1
+            assert [sample for sample in samples if sample[0] == env] == expected
+
+    def test_rewards_and_ends_belong_to_their_transition(self, monkeypatch, minibatches, rollouts):
+        counting(monkeypatch, update_epochs=1, num_minibatches=1)
+        step, episode, t = np.zeros(3, int), np.zeros(3, int), 0
+        for rewards, _, terminated, truncated in rollouts:
+            for t in range(8):
+                for env in range(3):
+                    length = 2 + (episode[env] + env) % 4
+                    if step[env] == length:  # the reset step
+                        assert not rewards[t, env] and not terminated[t, env] and not truncated[t, env]
+                        episode[env], step[env] = episode[env] + 1, 0
+                        continue
+                    assert rewards[t, env] == 100 * episode[env] + step[env]
+                    step[env] += 1
+                    ends = step[env] == length
+                    assert terminated[t, env] == (ends and episode[env] % 2 == 0)
+                    assert truncated[t, env] == (ends and episode[env] % 2 == 1)
+
+    def test_values_are_those_of_the_observations(self, monkeypatch, minibatches, rollouts):
+        """Also of the last ones of episodes and rollouts; and the target is the λ-return, the same in all epochs."""
+        result = counting(monkeypatch, update_epochs=2, num_minibatches=1)
+        for batch, _ in minibatches:
+            with torch.no_grad():
+                torch.testing.assert_close(result["agent"].value(batch["obs"]), batch["values"])  # learning rate 0
+                logprob, _ = result["agent"].evaluate(batch["obs"], batch["forbidden"], batch["actions"])
+            torch.testing.assert_close(logprob, batch["logprobs"])
+            torch.testing.assert_close(batch["returns"], batch["advantages"] + batch["values"])
+            assert not any(tensor.requires_grad for tensor in batch.values())
+        first = [values[0] for _, values, _, _ in rollouts]
+        last = [values[-1] for _, values, _, _ in rollouts]
+        for a, b in zip(last, first[1:], strict=False):  # a rollout begins where the one before stopped
+            torch.testing.assert_close(a, b)
+
+    def test_returns_and_lengths_of_episodes(self, monkeypatch):
+        result = counting(monkeypatch)
+        for episode_return, length in result["episodes"]:
+            episode = (episode_return - length * (length - 1) / 2) / (100 * length)
+            assert episode == int(episode)
+            assert length in {2 + (int(episode) + env) % 4 for env in range(3)}
+        ends = [(e, env) for env in range(3) for e in range(100) if sum(3 + (k + env) % 4 for k in range(e + 1)) <= 41]
+        assert len(result["episodes"]) == len(ends)
+
+    def test_ratios_are_1_in_the_first_minibatch_of_an_update(self, monkeypatch):
+        kls, ppo_loss = [], ppo.ppo_loss
+
+        def record(*args):
+            loss, diagnostics = ppo_loss(*args)
+            kls.append((diagnostics["old_approx_kl"].item(), diagnostics["clipfrac"].item()))
+            return loss, diagnostics
+
+        monkeypatch.setattr(ppo, "ppo_loss", record)
+        train(Args(total_timesteps=2048, learning_rate=0.01))
+        assert all(abs(kl) < 1e-6 and clipfrac == 0 for kl, clipfrac in kls[::16])
+        assert all(abs(kl) > 1e-4 for kl, _ in kls[8::16])
+
+
+class TestUpdating:
+    def test_every_sample_once_an_epoch_in_a_new_order(self, monkeypatch, minibatches):
+        counting(monkeypatch, update_epochs=3, num_minibatches=4)
+        assert len(minibatches) == 5 * 3 * 4
+        for iteration in range(5):
+            orders = []
+            for epoch in range(3):
+                start = (iteration * 3 + epoch) * 4
+                rows = [row for batch, _ in minibatches[start : start + 4] for row in batch["obs"].tolist()]
+                assert all(len(batch["obs"]) == 6 for batch, _ in minibatches[start : start + 4])
+                orders.append(rows)
+            assert sorted(orders[0]) == sorted(orders[1]) == sorted(orders[2])
+            assert orders[0] != orders[1] != orders[2] != orders[0]
+            assert len({tuple(row) for row in orders[0]}) == 24
+            assert orders[0] != sorted(orders[0])
+
+    def test_a_sample_keeps_its_data(self, monkeypatch, minibatches):
+        """Shuffling moves all parts of a sample together, and nothing is computed anew within an update."""
+        counting(monkeypatch, update_epochs=3, learning_rate=0.01)
+        for iteration in range(5):
+            known = {}
+            for batch, _ in minibatches[iteration * 6 : iteration * 6 + 6]:
+                names = ("actions", "logprobs", "advantages", "returns", "values", "valid")
+                for i, obs in enumerate(batch["obs"].tolist()):
+                    sample = [batch[name][i].tolist() for name in names]
+                    assert known.setdefault(tuple(obs), sample) == sample
+
+    @pytest.mark.parametrize("anneal", [True, False])
+    def test_annealing(self, anneal, minibatches):
+        """Linear, by iterations: from the full value down to one iteration short of zero (details 4 and a)."""
+        args = Args(total_timesteps=5200, learning_rate=0.01, anneal_lr=anneal, anneal_clip=anneal, clip_coef=0.3)
+        rates = scalars(train(args))["charts/learning_rate"]
+        remaining = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1] if anneal else [1.0] * 10
+        assert list(rates) == list(range(512, 5121, 512))
+        assert list(rates.values()) == pytest.approx([0.01 * r for r in remaining])
+        assert [clip for _, clip in minibatches[::16]] == pytest.approx([0.3 * r for r in remaining])
+
+    def test_the_annealed_rate_is_used(self):
+        """In the last of 10 iterations parameters move by a tenth of what they move at the full rate."""
+
+        def moved(total_timesteps, anneal):
+            short = train(Args(total_timesteps=total_timesteps - 64, num_steps=16, anneal_lr=anneal))
+            return parameters(short)
+
+        rates = []
+        adam_step = torch.optim.Adam.step
+
+        def step(self, *args):
+            rates.append(self.param_groups[0]["lr"])
+            return adam_step(self, *args)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.optim.Adam, "step", step)
+            moved(704, True)
+        assert rates[::16] == pytest.approx([2.5e-4 * (1 - i / 10) for i in range(10)])
+
+    def test_adam_with_the_right_epsilon(self, monkeypatch):
+        """A first Adam step is rate * g / (|g| + eps): half the rate for a gradient as small as 1e-5 (detail 3)."""
+        settings = {"total_timesteps": 64, "num_steps": 16, "num_minibatches": 1, "update_epochs": 1}
+        start = parameters(train(Args(learning_rate=0.0, **settings)))
+        compute_gradient = ppo.compute_gradient
+
+        def tiny(*args):
+            gradient, diagnostics = compute_gradient(*args)
+            return torch.full_like(gradient, 1e-5), diagnostics
+
+        monkeypatch.setattr(ppo, "compute_gradient", tiny)
+        moved = parameters(train(Args(learning_rate=0.1, **settings))) - start
+        torch.testing.assert_close(moved, torch.full_like(moved, -0.05), atol=1e-4, rtol=0)
+
+    def test_target_kl_ends_the_epochs(self, minibatches):
+        settings = {"total_timesteps": 512, "learning_rate": 0.01}
+        train(Args(target_kl=1e-9, **settings))
+        assert len(minibatches) == 4  # one epoch
+        train(Args(target_kl=1e9, **settings))
+        assert len(minibatches) == 4 + 16
+
+
+class TestReproducing:
+    def test_same_seed_same_run(self):
+        first, second = (train(Args(total_timesteps=5120)) for _ in range(2))
+        assert torch.equal(parameters(first), parameters(second))
+        assert first["episodes"] == second["episodes"]
+        assert first["run_dir"] != second["run_dir"]
+        for name, values in scalars(first).items():
+            assert name == "charts/SPS" or values == scalars(second)[name]
+
+    def test_other_seed_other_run(self):
+        """Other parameters to begin with, other episodes, other actions."""
+        runs = [train(Args(seed=seed, total_timesteps=2048, learning_rate=0.0)) for seed in (1, 2)]
+        assert not torch.equal(*(parameters(run) for run in runs))
+        assert runs[0]["episodes"] != runs[1]["episodes"]
+
+    @pytest.mark.parametrize("vectorization", ["sync", "async", "vector_entry_point"])
+    def test_environments_differ(self, vectorization, minibatches):
+        """Each environment of each seed starts elsewhere."""
+        starts = []
+        for seed in (1, 2, 3):
+            settings = {"num_steps": 1, "num_minibatches": 1, "update_epochs": 1, "total_timesteps": 4}
+            train(Args(seed=seed, vectorization=vectorization, **settings))
+            starts += minibatches[-1][0]["obs"].tolist()
+        assert len({tuple(start) for start in starts}) == 12
+
+    def test_sync_and_async_agree(self):
+        """The same environments, in one process or in four."""
+        runs = [train(Args(total_timesteps=1024, vectorization=mode)) for mode in ("sync", "async")]
+        assert torch.equal(parameters(runs[0]), parameters(runs[1]))
+
+
+class TestNormalising:
+    def test_observations(self, monkeypatch, minibatches):
+        """By the statistics of everything seen up to and with that step, clipped to ±10."""
+        counting(monkeypatch, total_timesteps=24, num_minibatches=1, update_epochs=1, norm_obs=True)
+        normalised = minibatches[0][0]["obs"].numpy()
+        monkeypatch.setattr(worlds.Counting, "created", 0)
+        envs = ppo.make_envs(Args(env_id="worlds:Counting", num_envs=3))
+        seen, expected = [envs.reset()[0]], []
+        for _ in range(8):
+            history = np.concatenate(seen)
+            scaled = (seen[-1] - history.mean(0)) / np.sqrt(history.var(0) + 1e-8)
+            expected += np.clip(scaled, -10, 10).tolist()
+            seen.append(envs.step(np.zeros(3, int))[0])
+        np.testing.assert_allclose(sorted(normalised.tolist()), sorted(expected), atol=1e-4)
+
+    def test_rewards(self, monkeypatch, rollouts):
+        """By the deviation of the discounted return of the running episode, not centred; reset steps don't count."""
+        result = counting(monkeypatch, gamma=0.5, norm_reward=True)
+        plain = counting(monkeypatch, gamma=0.5)
+        scaled, raw = rollouts[:5], rollouts[5:]
+        running, history, was_ended = np.zeros(3), [], np.zeros(3, bool)
+        for (got, *_), (rewards, _, terminated, truncated) in zip(scaled, raw, strict=True):
+            for t in range(8):
+                running = running * 0.5 + rewards[t].numpy()
+                history += running[~was_ended].tolist()
+                expected = np.clip(rewards[t].numpy() / np.sqrt(np.var(history) + 1e-8), -10, 10)
+                np.testing.assert_allclose(got[t], expected, rtol=1e-5)
+                was_ended = (terminated | truncated)[t].numpy()
+                running[was_ended] = 0
+        assert result["episodes"] == plain["episodes"]  # reported returns are the environment's own
+
+
+class TestLogging:
+    def test_all_metrics(self):
+        result = train(Args(total_timesteps=2048))
+        logged = scalars(result)
+        assert set(logged) == {f"losses/{x}" for x in LOSSES.split()} | {f"charts/{x}" for x in CHARTS.split()}
+        assert all(list(values) == [512, 1024, 1536, 2048] for values in logged.values())
+        assert json.loads((result["run_dir"] / "args.json").read_text()) == asdict(Args(total_timesteps=2048))
+        events = EventAccumulator(str(result["run_dir"])).Reload()
+        (table,) = events.Tensors("args/text_summary")
+        text = table.tensor_proto.string_val[0].decode()
+        assert "| learning_rate | 0.00025 |" in text
+        assert len(text.splitlines()) == 2 + len(asdict(Args()))
+
+    def test_losses_are_means_over_minibatches(self, monkeypatch):
+        seen, compute_gradient = [], ppo.compute_gradient
+
+        def record(*args):
+            seen.append(compute_gradient(*args))
+            return seen[-1]
+
+        monkeypatch.setattr(ppo, "compute_gradient", record)
+        logged = scalars(train(Args(total_timesteps=1024, learning_rate=0.003)))
+        for name in ("policy_loss", "value_loss", "entropy", "approx_kl", "old_approx_kl", "clipfrac", "grad_norm"):
+            means = [np.mean([diagnostics[name].item() for _, diagnostics in part]) for part in (seen[:16], seen[16:])]
+            assert list(logged[f"losses/{name}"].values()) == pytest.approx(means, rel=1e-4, abs=1e-7)
+
+    def test_statistics_of_the_batch(self, monkeypatch, minibatches):
+        """Of its valid samples; the entropy relative to that of a uniform policy over the allowed choices."""
+        settings = {"total_timesteps": 256, "num_minibatches": 1, "update_epochs": 1, "num_steps": 64}
+        logged = {
+            name: values[256] for name, values in scalars(train(Args(env_id="worlds:Masked", **settings))).items()
+        }
+        batch = {name: tensor[minibatches[0][0]["valid"]].numpy() for name, tensor in minibatches[0][0].items()}
+        assert 0 < len(batch["obs"]) < 256
+        unexplained = (batch["returns"] - batch["values"]).var() / batch["returns"].var()
+        assert logged["losses/residual_variance"] == pytest.approx(unexplained, rel=1e-4)
+        assert logged["losses/explained_variance"] == pytest.approx(1 - unexplained, abs=1e-4)
+        assert logged["losses/advantage_mean"] == pytest.approx(batch["advantages"].mean(), abs=1e-5)
+        assert logged["losses/advantage_std"] == pytest.approx(batch["advantages"].std(), rel=1e-4)
+        most = np.log((~batch["forbidden"]).sum(-1)).mean()
+        assert logged["losses/relative_entropy"] == pytest.approx(logged["losses/entropy"] / most, rel=1e-4)
+        assert 0.9 < logged["losses/relative_entropy"] <= 1.0001
+
+    def test_episode_metrics_only_when_episodes_end(self):
+        logged = scalars(train(Args(total_timesteps=64, num_steps=4, num_envs=4)))
+        assert set(logged["charts/episodic_return"]) < set(logged["charts/SPS"])
+
+    def test_episodic_return_is_the_mean_of_the_iteration(self):
+        result = train(Args(total_timesteps=512))
+        logged = scalars(result)
+        assert logged["charts/episodic_return"][512] == pytest.approx(np.mean(result["episodes"], 0)[0])
+        assert logged["charts/episodic_length"][512] == pytest.approx(np.mean(result["episodes"], 0)[1])
+
+    def test_only_whole_iterations(self):
+        assert train(Args(total_timesteps=1535))["global_step"] == 1024
+
+
+class TestStopping:
+    def test_at_the_wanted_return(self):
+        """Of the last 100 episodes, so not before there are so many."""
+        result = train(Args(stop_return=0.0, total_timesteps=50_000))
+        assert result["global_step"] < 10_000
+        assert len(result["episodes"]) == 100
+
+    def test_never_above_it(self):
+        assert train(Args(stop_return=501.0, total_timesteps=4096))["global_step"] == 4096
+
+    def test_when_training_is_no_longer_finite(self, capsys):
+        with pytest.raises(SystemExit) as stopped:
+            train(Args(env_id="worlds:Exploding", total_timesteps=1024, num_steps=8))
+        assert stopped.value.code == 2
+        assert "before step 32" in capsys.readouterr().err
+
+
+def test_cartpole_is_solved():
+    """The README's quick recipe, on a seed."""
+    settings = {"num_envs": 64, "num_steps": 32, "update_epochs": 2, "learning_rate": 5e-3, "gamma": 0.98}
+    result = train(Args(stop_return=475.0, ent_coef=0.0, vf_coef=0.25, total_timesteps=200_000, **settings))
+    assert np.mean(result["episodes"], 0)[0] >= 475
+    assert result["global_step"] < 200_000

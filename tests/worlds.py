@@ -1,0 +1,234 @@
+"""Environments that show a wrong PPO: probes, each learnable only if one thing works, and some that check their input.
+
+Used as `--env-id worlds:NAME`.
+"""
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
+
+
+class World(gym.Env):
+    """Base: observations in [-1, 1], one useless action, one step."""
+
+    observation_space = Box(-1, 1, (1,))
+    action_space = Discrete(1)
+    length = 1
+    truncates = False
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        self.obs = self.observe()
+        return self.obs, self.info()
+
+    def step(self, action):
+        assert self.action_space.contains(action), f"{action!r} is not in {self.action_space}"
+        reward = self.reward(action)
+        self.t += 1
+        ended = self.t == self.length
+        self.obs = self.observe()
+        return self.obs, reward, ended and not self.truncates, ended and self.truncates, self.info()
+
+    def observe(self):
+        return np.zeros(1, np.float32)
+
+    def info(self):
+        return {}
+
+    def reward(self, action):
+        return 1.0
+
+    def random_sign(self):
+        return np.array([self.np_random.choice([-1, 1])], np.float32)
+
+
+class Probe1(World):
+    """One observation, one step, reward 1: V = 1, or the value loss or the optimizer is wrong."""
+
+
+class Probe2(World):
+    """Reward = observation: V = observation, or the gradient does not get through the value network."""
+
+    def observe(self):
+        return self.random_sign()
+
+    def reward(self, action):
+        return float(self.obs[0])
+
+
+class Probe3(World):
+    """Observation 0, then 1, then reward 1: V(0) = γ and V(1) = 1, or discounting or resets are wrong."""
+
+    length = 2
+
+    def observe(self):
+        return np.array([float(self.t == 1)], np.float32)
+
+    def reward(self, action):
+        return float(self.t == 1)
+
+
+class Probe4(World):
+    """Reward by action: takes the good one, or the policy gradient is wrong."""
+
+    action_space = Discrete(2)
+
+    def reward(self, action):
+        return 1.0 if action == 1 else -1.0
+
+
+class Probe5(Probe2):
+    """Reward for the action that matches the observation: matches, or batches mix up or hold stale data."""
+
+    action_space = Discrete(2)
+
+    def reward(self, action):
+        return 1.0 if (action == 1) == (self.obs[0] > 0) else -1.0
+
+
+class Probe6(World):
+    """Reward 1 for ever, cut off by a time limit of 5: V = 1 / (1 - γ), or the time limit counts as an end."""
+
+    length, truncates = 5, True
+
+
+class Probe7(World):
+    """The same, ending by itself after 5 steps, which the observation counts: V is the finite sum."""
+
+    length = 5
+
+    def observe(self):
+        return np.array([self.t / 5], np.float32)
+
+
+class Counting(World):
+    """Observes (environment, episode, step); rewards 100 * episode + step; every second episode is cut off.
+
+    Episode k has 2 + (k + environment) % 4 steps, so that ends fall on all places of a rollout.
+    """
+
+    observation_space = Box(-np.inf, np.inf, (3,))
+    action_space = Discrete(2)
+    created = 0
+
+    def __init__(self):
+        self.number, self.episode = Counting.created, -1
+        Counting.created += 1
+
+    def reset(self, *, seed=None, options=None):
+        self.episode += 1
+        self.length, self.truncates = 2 + (self.episode + self.number) % 4, self.episode % 2 == 1
+        return super().reset(seed=seed)
+
+    def observe(self):
+        return np.array([self.number, self.episode, self.t], np.float32)
+
+    def reward(self, action):
+        return 100.0 * self.episode + self.t
+
+
+class Masked(World):
+    """Each step allows some of 4 actions, and fails when another is taken; action 2 pays where it is allowed."""
+
+    observation_space = MultiBinary(4)
+    action_space = Discrete(4)
+    length = 3
+
+    def observe(self):
+        allowed = self.np_random.integers(0, 2, 4).astype(np.int8)
+        allowed[self.np_random.integers(4)] = 1
+        return allowed if self.t < self.length else np.zeros(4, np.int8)  # nothing may be done after the end
+
+    def info(self):
+        return {"action_mask": self.obs}
+
+    def reward(self, action):
+        assert self.obs[action] == 1, f"action {action} is forbidden by {self.obs}"
+        return float(action == 2)
+
+
+class MaskedPairs(World):
+    """Two components, 2 and 3 choices, with the mask of both in one array, sent at odd steps only."""
+
+    action_space = MultiDiscrete([2, 3])
+    length = 4
+
+    def info(self):
+        return {"action_mask": np.array([0, 1, 1, 0, 1], np.int8)} if self.t % 2 else {}
+
+    def reward(self, action):
+        assert self.t % 2 == 0 or (action[0] == 1 and action[1] != 1), f"action {action} is forbidden"
+        return 0.0
+
+
+class Shifted(World):
+    """Actions 5 and 6; 6 pays."""
+
+    action_space = Discrete(2, start=5)
+
+    def reward(self, action):
+        return float(action == 6)
+
+
+class Pairs(World):
+    """MultiDiscrete with components of 2 and 3 choices, counted from 1 and 10: pays for (2, 11)."""
+
+    action_space = MultiDiscrete([2, 3], start=[1, 10])
+
+    def reward(self, action):
+        return float(action[0] == 2) + float(action[1] == 11)
+
+
+class Switches(World):
+    """MultiBinary: pays for the pattern 1, 0, 1."""
+
+    action_space = MultiBinary(3)
+
+    def reward(self, action):
+        return float((action == [1, 0, 1]).mean())
+
+
+class Grid(World):
+    """MultiBinary and uint8 observations with two axes each."""
+
+    observation_space = Box(0, 255, (2, 3), np.uint8)
+    action_space = MultiBinary((2, 2))
+
+    def observe(self):
+        return np.arange(6, dtype=np.uint8).reshape(2, 3)
+
+
+class Nested(World):
+    """Dict, Tuple, Discrete (from 3 on), MultiBinary and an image in one observation: 1 + 3 + 2 + 4 numbers."""
+
+    observation_space = Dict(
+        a=Box(-1, 1, (1,)), b=Tuple((Discrete(3, start=3), MultiBinary(2))), c=Box(0, 255, (2, 2), np.uint8)
+    )
+    action_space = Discrete(2)
+
+    def observe(self):
+        return {
+            "a": np.array([0.5], np.float32),
+            "b": (4, np.array([1, 0], np.int8)),
+            "c": np.full((2, 2), 7, np.uint8),
+        }
+
+
+class Exploding(World):
+    """Pays infinitely at its seventh step."""
+
+    length = 10
+
+    def reward(self, action):
+        return float("inf") if self.t == 6 else 0.0
+
+
+def same_step(num_envs, **kwargs):
+    """A vector environment that resets in the step that ends the episode."""
+    return gym.vector.SyncVectorEnv([Probe1] * num_envs, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+
+
+for world in [*World.__subclasses__(), Probe5]:
+    gym.register(world.__name__, world)
+gym.register("SameStep", vector_entry_point=same_step)
