@@ -30,6 +30,7 @@ import math
 import os
 import random
 import re
+import shutil
 import sys
 import time
 from collections import deque
@@ -137,6 +138,8 @@ def check_args(args: Args) -> None:
         fail(f"--num-minibatches {args.num_minibatches} must divide num_envs * num_steps, which is {batch_size}")
     if args.total_timesteps < batch_size:
         fail(f"--total-timesteps {args.total_timesteps} must be at least num_envs * num_steps, which is {batch_size}")
+    if args.compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))):
+        fail("--compile needs a C++ compiler, and none is on the PATH: install g++ or clang++, or leave it out")
 
 
 def pick_device(args: Args) -> torch.device:
@@ -212,6 +215,7 @@ class RunningMeanStd:
         """Take in a batch of values, (any number, *shape)."""
         if len(batch) == 0:
             return
+        batch = batch.astype(np.float64)
         delta, total = batch.mean(0) - self.mean, self.count + len(batch)
         squares = self.var * self.count + batch.var(0) * len(batch) + delta**2 * self.count * len(batch) / total
         self.mean, self.var, self.count = self.mean + delta * len(batch) / total, squares / total, total
@@ -300,14 +304,7 @@ def sample_actions(logits: np.ndarray, forbidden: np.ndarray, noise: np.ndarray)
     return scores.argmax(-1)
 
 
-def compute_gae(
-    rewards: torch.Tensor,
-    values: torch.Tensor,
-    terminated: torch.Tensor,
-    truncated: torch.Tensor,
-    gamma: float,
-    gae_lambda: float,
-) -> torch.Tensor:
+def compute_gae(rewards, values, terminated, truncated, gamma: float, gae_lambda: float) -> torch.Tensor:
     """Generalized advantage estimation (detail 5): values (T+1, N), all else (T, N) → advantages (T, N).
 
     values[t+1] is the value of the true last observation where an episode ends at step t. So a time limit bootstraps
@@ -322,9 +319,7 @@ def compute_gae(
     return torch.stack(advantages).flip(0)
 
 
-def ppo_loss(
-    agent: Agent, batch: dict[str, torch.Tensor], clip_coef: float, args: Args
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def ppo_loss(agent: Agent, batch: dict, clip_coef: float, args: Args) -> tuple[torch.Tensor, dict]:
     """The loss of one minibatch of M samples (detail 10), to be minimised, and its diagnostics (detail 12).
 
     `batch`: obs (M, O), forbidden (M, C, K), actions (M, C), and of (M,) each logprobs and values as they were when the
@@ -378,9 +373,9 @@ def flatten_parameters(params: list[nn.Parameter]) -> nn.Parameter:
 
 
 def compute_gradient(
-    agent: Agent, params: list[nn.Parameter], batch: dict[str, torch.Tensor], clip_coef: float, args: Args
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The flat gradient of the loss, clipped to `max_grad_norm` (detail 11), and the diagnostics."""
+    agent: Agent, params: list, batch: dict, clip_coef: float, args: Args
+) -> tuple[torch.Tensor, dict]:
+    """The gradient of the loss by all `params` in one vector, clipped to `max_grad_norm` (detail 11); diagnostics."""
     loss, diagnostics = ppo_loss(agent, batch, clip_coef, args)
     gradient = torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, params)])
     diagnostics["grad_norm"] = gradient.norm()
@@ -507,9 +502,8 @@ def train(args: Args) -> dict[str, Any]:
         # since, and one pass over the whole rollout costs a fraction of one at every step
         with torch.no_grad():
             values = agent.value(tensor(obs))
-            advantages = compute_gae(
-                tensor(rewards), values, tensor(terminated), tensor(truncated), args.gamma, args.gae_lambda
-            )
+            ends = tensor(terminated), tensor(truncated)
+            advantages = compute_gae(tensor(rewards), values, *ends, args.gamma, args.gae_lambda)
             batch = {"obs": tensor(obs[:T]), "forbidden": tensor(forbidden[:T]), "actions": tensor(actions)}
             batch["logprobs"], _ = agent.evaluate(batch["obs"], batch["forbidden"], batch["actions"])
             batch |= {"valid": tensor(valid), "values": values[:T]}

@@ -144,6 +144,14 @@ def test_a_mistake_on_the_command_line(tmp_path):
     assert err.startswith("ppo.py: error: --env-id CartPol-v1: ") and "Traceback" not in err
 
 
+def test_compiling_without_a_compiler(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit) as stopped:
+        train(Args(compile=True))
+    assert stopped.value.code == 2
+    assert "--compile needs a C++ compiler" in capsys.readouterr().err
+
+
 def test_no_cuda_wins():
     assert ppo.pick_device(Args(device="cuda", cuda=False)).type == "cpu"
     assert ppo.pick_device(Args(device="auto")).type == "cpu"
