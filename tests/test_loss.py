@@ -30,7 +30,7 @@ def by_hand():
         "logprobs": torch.tensor([0.5, 0.4, 0.25, 1e-9]).log(),  # ratios 1.2, 0.5, 2
         "advantages": torch.tensor([1.0, -1.0, 3.0, 1e6]),
         "returns": torch.tensor([2.0, 2.5, 1.0, -1e6]),
-        "values": torch.tensor([0.9, 1.0, 2.9, 0.0]),
+        "values": torch.tensor([0.9, 1.0, 2.0, 0.0]),
         "valid": torch.tensor([True, True, True, False]),
     }
     return agent, batch | dict.fromkeys(("obs", "forbidden", "actions"))
@@ -41,7 +41,7 @@ def test_by_hand():
     agent, batch = by_hand()
     loss, got = ppo_loss(agent, batch, 0.3, args)
     policy = (-1.2 + 0.7 - 3 * 1.3) / 3  # inside; clipped below 0.7 as the advantage is negative; clipped above 1.3
-    # squared errors: 1 and (1 inside the clip range); 0.25 and (1.3 - 2.5)²; 4 and 4
+    # squared errors, plain and clipped: 1 and 1 (inside the clip range); 0.25 and (1.3 - 2.5)²; 4 and (2.3 - 1)²
     value = 0.5 * (1 + 1.44 + 4) / 3
     assert got["policy_loss"].item() == pytest.approx(policy, rel=1e-6)
     assert got["value_loss"].item() == pytest.approx(value, rel=1e-6)
@@ -51,6 +51,19 @@ def test_by_hand():
     assert got["old_approx_kl"].item() == pytest.approx(-sum(logs) / 3, rel=1e-5)
     assert got["approx_kl"].item() == pytest.approx((0.2 - 0.5 + 1.0 - sum(logs)) / 3, rel=1e-5)
     assert got["clipfrac"].item() == pytest.approx(2 / 3, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "surrogate"),
+    [(1.1, 2, 2.2), (1.5, 2, 2.6), (0.5, 2, 1.0), (1.5, -2, -3.0), (0.5, -2, -1.4), (0.9, -2, -1.8)],
+)
+def test_the_surrogate_is_the_lower_one(ratio, advantage, surrogate):
+    """Clipping removes what there is to gain by moving far, and never what there is to lose."""
+    agent, batch = by_hand()
+    agent.outputs = torch.full((4,), math.log(0.5 * ratio)), *agent.outputs[1:]
+    batch |= {"logprobs": torch.full((4,), math.log(0.5)), "advantages": torch.full((4,), float(advantage))}
+    _, got = ppo_loss(agent, batch, 0.3, Args(norm_adv=False))
+    assert got["policy_loss"].item() == pytest.approx(-surrogate, rel=1e-5)
 
 
 def test_plain_value_loss():
