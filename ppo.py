@@ -432,7 +432,9 @@ def train(args: Args) -> dict[str, Any]:
     gradient = compute_gradient
     if args.compile:
         torch._dynamo.config.trace_autograd_ops = True  # the backward pass in the same graph: 0.3 instead of 0.6 ms
-        gradient = torch.compile(compute_gradient, fullgraph=True, options={"cpp_wrapper": device.type == "cpu"})
+        # Calls from C++ take a tenth less time; not to probe for vector instructions saves half of a first compilation
+        options = {"cpp_wrapper": True, "cpp.vec_isa_ok": True} if device.type == "cpu" else {}
+        gradient = torch.compile(compute_gradient, fullgraph=True, options=options)
 
     run_dir = make_run_dir(args)
     (run_dir / "args.json").write_text(json.dumps(asdict(args), indent=2) + "\n")
