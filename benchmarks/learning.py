@@ -4,7 +4,7 @@
     python benchmarks/learning.py --plot                      # draw results/learning.png from what is there
 
 The return of a run is the mean of its last 100 training episodes (actions sampled, not the best ones), the interval is
-the 95% interval of the mean over seeds (Student's t). Results: `benchmarks/results/learning_NAME.json`.
+the 95% interval of the mean over seeds (Student's t), which begin at 1. Results: `benchmarks/results/learning_*.json`.
 """
 
 import argparse
@@ -93,7 +93,7 @@ def plot() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", choices=[*RUNS, []])
-    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=10, choices=range(2, 11))
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--plot", action="store_true")
     args = parser.parse_args()

@@ -1,5 +1,7 @@
 """Time to solve CartPole-v1: wall clock of the README's command, interpreter start included, on 10 seeds.
 
+The recipe was found on seeds 1 to 8; these are others, 11 to 20.
+
     python benchmarks/solve.py
 
 Solved means: the mean return of the last 100 training episodes reached 475. Results: `benchmarks/results/solve.json`.
@@ -23,7 +25,7 @@ COMMAND = (
 
 def main() -> None:
     seconds, steps = [], []
-    for seed in range(1, 11):
+    for seed in range(11, 21):
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, str(HERE.parent / "ppo.py"), *COMMAND.split(), "--seed", str(seed)]
             start = time.time()

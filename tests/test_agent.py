@@ -2,7 +2,6 @@
 
 import itertools
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -92,7 +91,8 @@ def test_numpy_network_is_the_network():
     for network in networks:
         with torch.no_grad():
             expected = network(obs).numpy()
-        np.testing.assert_allclose(numpy_network(network)(obs.numpy()), expected, atol=1e-6, rtol=1e-5)
+        function = numpy_network(network)
+        np.testing.assert_allclose(function(obs.numpy()), expected, atol=1e-6, rtol=1e-5)
 
 
 def test_flat_parameters_are_the_parameters():
@@ -125,28 +125,49 @@ def test_action_choices(space, missing, start):
     assert got_start.tolist() == start
 
 
+ALIVE, OVER = np.array([False] * 3), np.array([False, False, True])
+
+
 def test_masks_from_info():
-    assert forbidden_choices({}, MISSING, 2) is MISSING
+    assert forbidden_choices({}, MISSING, ALIVE) is MISSING
     mask = np.array([[0, 1, 1, 0, 1], [1, 1, 1, 1, 0], [0, 0, 0, 0, 0]], np.int8)
-    expected = [[[1, 0, 1], [0, 1, 0]], [[0, 0, 1], [0, 0, 1]], MISSING.tolist()]  # nothing left: the episode is over
-    assert np.array_equal(forbidden_choices({"action_mask": mask}, MISSING, 3), np.array(expected, bool))
+    expected = np.array([[[1, 0, 1], [0, 1, 0]], [[0, 0, 1], [0, 0, 1]], MISSING], bool)
+    assert np.array_equal(forbidden_choices({"action_mask": mask}, MISSING, OVER), expected)
     some = {"action_mask": mask, "_action_mask": np.array([True, False, False])}
-    assert np.array_equal(forbidden_choices(some, MISSING, 3), np.array([expected[0], MISSING, MISSING], bool))
+    expected = np.array([expected[0], MISSING, MISSING])
+    assert np.array_equal(forbidden_choices(some, MISSING, ALIVE), expected)
+
+
+def test_masks_as_tuples_and_with_axes():
     pairs = np.empty(2, object)
     pairs[:] = [(np.array([1, 0]), np.array([1, 0, 1])), (np.array([1, 1]), np.array([0, 1, 0]))]
     expected = [[[0, 1, 1], [0, 1, 0]], [[0, 0, 1], [1, 0, 1]]]
-    assert np.array_equal(forbidden_choices({"action_mask": pairs}, MISSING, 2), np.array(expected, bool))
+    got = forbidden_choices({"action_mask": pairs}, MISSING, ALIVE[:2])
+    assert np.array_equal(got, np.array(expected, bool))
+    missing, _ = action_choices(MultiBinary((2, 2)))
+    mask = np.array([[[[1, 0], [1, 1]], [[0, 1], [1, 0]]]])
+    assert forbidden_choices({"action_mask": mask}, missing, ALIVE[:1]).tolist() == [
+        [[False, True], [False, False], [True, False], [False, True]]
+    ]
 
 
-def test_masks_of_a_real_environment():
-    """Taxi's masks arrive, and only allowed actions leave."""
-    envs = gym.make_vec("Taxi-v4", 3, vectorization_mode="sync")
-    missing, _ = action_choices(envs.single_action_space)
-    _, info = envs.reset(seed=1)
-    forbidden = forbidden_choices(info, missing, 3)
-    assert np.array_equal(forbidden[:, 0], info["action_mask"] == 0)
-    assert forbidden.any()
-    envs.close()
+@pytest.mark.parametrize(
+    ("mask", "message"), [([[1, 1, 1]], "has 3 values, but the action space has 5"), ([[1, 1, 0, 0, 0]], "no choice")]
+)
+def test_impossible_masks(mask, message, capsys):
+    """Of a wrong size, or without a choice where the episode goes on: an error, not a forbidden action."""
+    with pytest.raises(SystemExit):
+        forbidden_choices({"action_mask": np.array(mask)}, MISSING, ALIVE[:1])
+    assert message in capsys.readouterr().err
+
+
+def test_masks_of_a_real_environment(minibatches):
+    """Taxi's masks arrive in the data, and what they forbid is never done."""
+    ppo.train(ppo.Args(env_id="Taxi-v4", total_timesteps=2048))
+    for batch, _ in minibatches:
+        forbidden, valid = batch["forbidden"], batch["valid"]
+        assert forbidden[valid].float().mean() > 0.1
+        assert not forbidden[valid].gather(-1, batch["actions"][valid].unsqueeze(-1)).any()
 
 
 def test_running_statistics_are_those_of_all_data():

@@ -55,7 +55,7 @@ def test_the_lone_file_trains(tmp_path):
     assert "\r" not in out and "\x1b" not in out
     assert "2,048/2,048 steps | return" in out
     (folder,) = (tmp_path / "runs").iterdir()
-    assert f"Saved in runs/{folder.name}" in out
+    assert f"Logged in runs/{folder.name}" in out
     assert out.endswith("tensorboard --logdir runs\n")
     assert re.fullmatch(r"CartPole-v1__ppo__1__\d{10}", folder.name)
     assert sorted(path.name.split(".")[0] for path in folder.iterdir()) == ["args", "events"]
@@ -76,17 +76,14 @@ def test_help_explains_every_argument():
 
 
 def test_an_environment_from_the_current_folder(tmp_path):
-    """`--env-id module:EnvId`, with the module where the command is typed, and the script elsewhere."""
-    (tmp_path / "my_envs.py").write_text(
-        "import gymnasium as gym\n"
-        "from gymnasium.envs.classic_control import CartPoleEnv\n"
-        "gym.register('MyCartPole-v0', CartPoleEnv, max_episode_steps=10)\n"
-    )
+    """The README's: `--env-id module:EnvId`, with the module where the command is typed, and the script elsewhere."""
+    code = re.search(r"```python\n(# my_envs.py\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    (tmp_path / "my_envs.py").write_text(code)
     for mode in ("sync", "async"):
         args = ("--total-timesteps", "512", "--vectorization", mode)
-        code, _, err = run("--env-id", "my_envs:MyCartPole-v0", *args, folder=tmp_path)
+        code, _, err = run("--env-id", "my_envs:Corridor-v0", *args, folder=tmp_path)
         assert (code, err) == (0, "")
-    assert len(list(tmp_path.glob("runs/my_envs_MyCartPole-v0__ppo__1__*"))) == 2
+    assert len(list(tmp_path.glob("runs/my_envs_Corridor-v0__ppo__1__*"))) == 2
 
 
 def test_a_terminal_gets_a_progress_bar(monkeypatch, capsys):
@@ -94,13 +91,13 @@ def test_a_terminal_gets_a_progress_bar(monkeypatch, capsys):
     train(Args(total_timesteps=2048))
     out = capsys.readouterr().out
     bar = out.split("\r")[-1].split("\n")[0]
-    assert bar.startswith("█" * 20 + " 2,048/2,048 steps | return ")
+    assert bar.startswith("#" * 20 + " 2,048/2,048 steps | return ")
     assert re.search(r"return \d+\.\d \| [\d,]+ steps/s \| 0:00:00 left\x1b\[K$", bar)
 
 
 def test_progress_line():
     line = ppo.progress_line(25_000, 100_000, 12.34, 10.0)
-    assert line == "█████··············· 25,000/100,000 steps | return 12.3 | 2,500 steps/s | 0:00:30 left"
+    assert line == "#####............... 25,000/100,000 steps | return 12.3 | 2,500 steps/s | 0:00:30 left"
     assert "no episode yet" in ppo.progress_line(25_000, 100_000, None, 10.0)
 
 
@@ -118,9 +115,12 @@ MISTAKES = {
     "not a number": ({"learning_rate": float("nan")}, "--learning-rate must be 0 or more"),
     "infinite": ({"ent_coef": float("inf")}, "--ent-coef must be 0 or more"),
     "negative": ({"target_kl": -1.0}, "--target-kl must be 0 or more"),
-    "seed": ({"seed": -1}, "--seed must be 0 or more"),
+    "seed": ({"seed": -1}, "--seed must be from 0 to 4294967295, not -1"),
+    "large seed": ({"seed": 2**32}, "--seed must be from 0 to 4294967295"),
+    "no gradient": ({"max_grad_norm": 0.0}, "--max-grad-norm must be 1e-06 or more"),
+    "lonely samples": ({"num_minibatches": 512}, "add --no-norm-adv"),
     "no such device": ({"device": "cuda:77"}, "--device cuda:77 can't be used here, try --device cpu"),
-    "no device at all": ({"device": "toaster"}, "--device toaster can't be used here"),
+    "no device at all": ({"device": "toaster"}, "--device toaster must be auto, cpu, cuda, cuda:N or mps"),
 }
 
 

@@ -1,5 +1,7 @@
 """The examples do what they are about: another reward makes another behaviour."""
 
+import contextlib
+
 import numpy as np
 import pytest
 
@@ -23,9 +25,10 @@ QUICK = {"num_envs": 32, "num_steps": 64, "learning_rate": 3e-3, "total_timestep
 
 
 @pytest.fixture(scope="module")
-def plain():
+def plain(tmp_path_factory):
     """An agent trained on CartPole as it is."""
-    return train(Args(env_id="CartPole-v1", **QUICK))["agent"]
+    with contextlib.chdir(tmp_path_factory.mktemp("plain")):
+        return train(Args(env_id="CartPole-v1", **QUICK))["agent"]
 
 
 def test_centred(plain):

@@ -183,14 +183,21 @@ def test_the_global_gradient_norm_is_clipped():
     torch.testing.assert_close(small, raw)
 
 
-def test_compiled_and_eager_updates_agree():
+def test_compiled_and_eager_updates_agree(monkeypatch):
     """Three iterations each, with forbidden choices, reset steps and an annealed clip range."""
-    runs = []
+    runs, compiled_functions, compile_function = [], [], torch.compile
+
+    def record(function, **options):
+        compiled_functions.append(function)
+        return compile_function(function, **options)
+
+    monkeypatch.setattr(torch, "compile", record)
     for compiled in (False, True):
         result = ppo.train(
             Args(env_id="worlds:Masked", total_timesteps=192, num_steps=16, anneal_clip=True, compile=compiled)
         )
         runs.append(torch.cat([param.flatten() for param in result["agent"].parameters()]))
+    assert compiled_functions == [compute_gradient]
     start = ppo.train(Args(env_id="worlds:Masked", total_timesteps=64, num_steps=16, learning_rate=0.0))["agent"]
     start = torch.cat([param.flatten() for param in start.parameters()])
     assert (runs[0] - start).abs().max() > 1e-3

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
 import ppo
 import worlds
@@ -29,11 +30,11 @@ def parameters(result):
 
 @pytest.fixture
 def rollouts(monkeypatch):
-    """Records the arguments of each compute_gae: rewards, values, terminated, truncated."""
+    """Records the arguments of each compute_gae: rewards, values, terminated, truncated, gamma, gae_lambda."""
     seen, compute_gae = [], ppo.compute_gae
 
     def record(*args):
-        seen.append([x.clone() for x in args[:4]])
+        seen.append([np.array(x) for x in args])
         return compute_gae(*args)
 
     monkeypatch.setattr(ppo, "compute_gae", record)
@@ -76,7 +77,7 @@ class TestCollecting:
     def test_rewards_and_ends_belong_to_their_transition(self, monkeypatch, minibatches, rollouts):
         counting(monkeypatch, update_epochs=1, num_minibatches=1)
         step, episode, t = np.zeros(3, int), np.zeros(3, int), 0
-        for rewards, _, terminated, truncated in rollouts:
+        for rewards, _, terminated, truncated, *_ in rollouts:
             for t in range(8):
                 for env in range(3):
                     length = 2 + (episode[env] + env) % 4
@@ -100,10 +101,21 @@ class TestCollecting:
             torch.testing.assert_close(logprob, batch["logprobs"])
             torch.testing.assert_close(batch["returns"], batch["advantages"] + batch["values"])
             assert not any(tensor.requires_grad for tensor in batch.values())
-        first = [values[0] for _, values, _, _ in rollouts]
-        last = [values[-1] for _, values, _, _ in rollouts]
+        first = [values[0] for _, values, *_ in rollouts]
+        last = [values[-1] for _, values, *_ in rollouts]
         for a, b in zip(last, first[1:], strict=False):  # a rollout begins where the one before stopped
-            torch.testing.assert_close(a, b)
+            np.testing.assert_allclose(a, b, rtol=1e-5)
+
+    def test_gamma_and_lambda_arrive(self, monkeypatch, rollouts):
+        counting(monkeypatch, gamma=0.7, gae_lambda=0.3)
+        assert all(rollout[4:] == [0.7, 0.3] for rollout in rollouts)
+
+    def test_the_newest_policy_acts(self, minibatches):
+        """What is learned in one iteration is done in the next: here, in a few, the only action that pays."""
+        train(Args(env_id="worlds:Probe4", total_timesteps=2048, num_steps=16, learning_rate=0.02))
+        first, last = minibatches[0][0]["actions"], minibatches[-1][0]["actions"]
+        assert 0.2 < first.float().mean() < 0.8
+        assert last.float().mean() > 0.9
 
     def test_returns_and_lengths_of_episodes(self, monkeypatch):
         result = counting(monkeypatch)
@@ -165,23 +177,15 @@ class TestUpdating:
         assert list(rates.values()) == pytest.approx([0.01 * r for r in remaining])
         assert [clip for _, clip in minibatches[::16]] == pytest.approx([0.3 * r for r in remaining])
 
-    def test_the_annealed_rate_is_used(self):
-        """In the last of 10 iterations parameters move by a tenth of what they move at the full rate."""
-
-        def moved(total_timesteps, anneal):
-            short = train(Args(total_timesteps=total_timesteps - 64, num_steps=16, anneal_lr=anneal))
-            return parameters(short)
-
-        rates = []
-        adam_step = torch.optim.Adam.step
+    def test_adam_uses_the_annealed_rate(self, monkeypatch):
+        rates, adam_step = [], torch.optim.Adam.step
 
         def step(self, *args):
             rates.append(self.param_groups[0]["lr"])
             return adam_step(self, *args)
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch.optim.Adam, "step", step)
-            moved(704, True)
+        monkeypatch.setattr(torch.optim.Adam, "step", step)
+        train(Args(total_timesteps=640, num_steps=16))
         assert rates[::16] == pytest.approx([2.5e-4 * (1 - i / 10) for i in range(10)])
 
     def test_adam_with_the_right_epsilon(self, monkeypatch):
@@ -221,6 +225,16 @@ class TestReproducing:
         assert not torch.equal(*(parameters(run) for run in runs))
         assert runs[0]["episodes"] != runs[1]["episodes"]
 
+    def test_other_seed_other_actions(self, monkeypatch, minibatches):
+        """With a policy that does not depend on the seed."""
+        monkeypatch.setattr(ppo, "layer_init", lambda layer, gain=1.0: nn.init.zeros_(layer.weight) is None or layer)
+        for seed in (1, 2):
+            train(Args(env_id="worlds:Probe4", seed=seed, total_timesteps=256, num_steps=64, learning_rate=0.0))
+        first, second = (torch.cat([batch["actions"] for batch, _ in minibatches[i : i + 4]]) for i in (0, 16))
+        assert first.float().mean() == pytest.approx(0.5, abs=0.15)
+        counts = [actions.sum().item() for actions in (first, second)]
+        assert counts[0] != counts[1]
+
     @pytest.mark.parametrize("vectorization", ["sync", "async", "vector_entry_point"])
     def test_environments_differ(self, vectorization, minibatches):
         """Each environment of each seed starts elsewhere."""
@@ -240,12 +254,12 @@ class TestReproducing:
 class TestNormalising:
     def test_observations(self, monkeypatch, minibatches):
         """By the statistics of everything seen up to and with that step, clipped to ±10."""
-        counting(monkeypatch, total_timesteps=24, num_minibatches=1, update_epochs=1, norm_obs=True)
-        normalised = minibatches[0][0]["obs"].numpy()
+        counting(monkeypatch, total_timesteps=72, num_minibatches=1, update_epochs=1, norm_obs=True)
+        normalised = np.concatenate([batch["obs"].numpy() for batch, _ in minibatches])
         monkeypatch.setattr(worlds.Counting, "created", 0)
         envs = ppo.make_envs(Args(env_id="worlds:Counting", num_envs=3))
         seen, expected = [envs.reset()[0]], []
-        for _ in range(8):
+        for _ in range(24):
             history = np.concatenate(seen)
             scaled = (seen[-1] - history.mean(0)) / np.sqrt(history.var(0) + 1e-8)
             expected += np.clip(scaled, -10, 10).tolist()
@@ -258,13 +272,13 @@ class TestNormalising:
         plain = counting(monkeypatch, gamma=0.5)
         scaled, raw = rollouts[:5], rollouts[5:]
         running, history, was_ended = np.zeros(3), [], np.zeros(3, bool)
-        for (got, *_), (rewards, _, terminated, truncated) in zip(scaled, raw, strict=True):
+        for (got, *_), (rewards, _, terminated, truncated, *_) in zip(scaled, raw, strict=True):
             for t in range(8):
-                running = running * 0.5 + rewards[t].numpy()
+                running = running * 0.5 + rewards[t]
                 history += running[~was_ended].tolist()
-                expected = np.clip(rewards[t].numpy() / np.sqrt(np.var(history) + 1e-8), -10, 10)
+                expected = np.clip(rewards[t] / np.sqrt(np.var(history) + 1e-8), -10, 10)
                 np.testing.assert_allclose(got[t], expected, rtol=1e-5)
-                was_ended = (terminated | truncated)[t].numpy()
+                was_ended = (terminated | truncated)[t]
                 running[was_ended] = 0
         assert result["episodes"] == plain["episodes"]  # reported returns are the environment's own
 
@@ -336,11 +350,29 @@ class TestStopping:
     def test_never_above_it(self):
         assert train(Args(stop_return=501.0, total_timesteps=4096))["global_step"] == 4096
 
-    def test_when_training_is_no_longer_finite(self, capsys):
+    @pytest.mark.parametrize(
+        ("changes", "step", "cause"),
+        [
+            ({"env_id": "worlds:Exploding"}, 32, "the environment's rewards"),
+            ({"learning_rate": 1e38}, 32, "--learning-rate"),
+        ],
+    )
+    def test_when_training_is_no_longer_finite(self, changes, step, cause, capsys):
         with pytest.raises(SystemExit) as stopped:
-            train(Args(env_id="worlds:Exploding", total_timesteps=1024, num_steps=8))
+            train(Args(total_timesteps=1024, num_steps=8, **changes))
         assert stopped.value.code == 2
-        assert "before step 32" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert f"before step {step}, no longer finite: losses/" in error
+        assert cause in error
+
+    def test_rollouts_of_reset_steps_alone_are_harmless(self):
+        """Episodes of one step in rollouts of one step: every second rollout only resets."""
+        result = train(Args(env_id="worlds:Probe1", num_steps=1, num_minibatches=2, total_timesteps=40))
+        assert result["global_step"] == 40
+        assert np.mean(result["episodes"], 0).tolist() == [1.0, 1.0]
+
+    def test_one_environment(self):
+        assert train(Args(num_envs=1, total_timesteps=512))["global_step"] == 512
 
 
 def test_cartpole_is_solved():
