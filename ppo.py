@@ -140,9 +140,7 @@ def check_args(args: Args) -> None:
     if batch_size % args.num_minibatches:
         fail(f"--num-minibatches {args.num_minibatches} must divide num_envs * num_steps, which is {batch_size}")
     if args.norm_adv and args.num_minibatches == batch_size:
-        fail(
-            f"--num-minibatches {batch_size} leaves one sample each, whose normalised advantage is 0: add --no-norm-adv"
-        )
+        fail(f"--num-minibatches {batch_size} leaves one sample each, with advantage 0: fewer, or --no-norm-adv")
     if args.total_timesteps < batch_size:
         fail(f"--total-timesteps {args.total_timesteps} must be at least num_envs * num_steps, which is {batch_size}")
     if args.compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))):
@@ -174,11 +172,8 @@ def make_envs(args: Args) -> gym.vector.VectorEnv:
         fail(f"--env-id {args.env_id}: {error}")
 
     actions, observations = envs.single_action_space, envs.single_observation_space
-    reset_mode = envs.metadata.get("autoreset_mode")
-    if reset_mode is not gym.vector.AutoresetMode.NEXT_STEP:
-        fail(
-            f"{args.env_id} has autoreset mode {reset_mode}: metadata['autoreset_mode'] must be AutoresetMode.NEXT_STEP"
-        )
+    if envs.metadata.get("autoreset_mode") is not gym.vector.AutoresetMode.NEXT_STEP:
+        fail(f"{args.env_id} resets in another way: metadata['autoreset_mode'] must be AutoresetMode.NEXT_STEP")
     if isinstance(actions, gym.spaces.Box):
         fail(f"{args.env_id} has continuous actions: use ppo_continuous.py")
     if not isinstance(actions, gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary):
@@ -381,10 +376,8 @@ def flatten_parameters(params: list[nn.Parameter]) -> nn.Parameter:
     return flat
 
 
-def compute_gradient(
-    agent: Agent, params: list, batch: dict, clip_coef: float, args: Args
-) -> tuple[torch.Tensor, dict]:
-    """The gradient of the loss by all `params` in one vector, clipped to `max_grad_norm` (detail 11); diagnostics."""
+def compute_gradient(agent: Agent, params: list, batch: dict, clip_coef: float, args: Args) -> tuple:
+    """The gradient of the loss in one vector, its norm clipped to `max_grad_norm` (detail 11), and the diagnostics."""
     loss, diagnostics = ppo_loss(agent, batch, clip_coef, args)
     gradient = torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, params)])
     diagnostics["grad_norm"] = gradient.norm()
@@ -574,14 +567,8 @@ def train(args: Args) -> dict[str, Any]:
     writer.close()
     result = "no episode ended" if mean_return is None else f"mean return of the last episodes {mean_return:.2f}"
     print(f"\nDone: {global_step:,} steps, {result}\nLogged in {run_dir}\nWatch the curves: tensorboard --logdir runs")
-    episodes = list(last_episodes)
-    return {
-        "agent": agent,
-        "run_dir": run_dir,
-        "global_step": global_step,
-        "episodes": episodes,
-        "obs_stats": obs_stats,
-    }
+    outcome = {"agent": agent, "run_dir": run_dir, "global_step": global_step}
+    return outcome | {"episodes": list(last_episodes), "obs_stats": obs_stats}
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ MISTAKES = {
     "seed": ({"seed": -1}, "--seed must be from 0 to 4294967295, not -1"),
     "large seed": ({"seed": 2**32}, "--seed must be from 0 to 4294967295"),
     "no gradient": ({"max_grad_norm": 0.0}, "--max-grad-norm must be 1e-06 or more"),
-    "lonely samples": ({"num_minibatches": 512}, "add --no-norm-adv"),
+    "lonely samples": ({"num_minibatches": 512}, "or --no-norm-adv"),
     "no such device": ({"device": "cuda:77"}, "--device cuda:77 can't be used here, try --device cpu"),
     "no device at all": ({"device": "toaster"}, "--device toaster must be auto, cpu, cuda, cuda:N or mps"),
 }
