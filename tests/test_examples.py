@@ -35,7 +35,7 @@ def test_centred(plain):
     """The cart stays much nearer to the middle of the track."""
     env_id = "examples.cartpole_rewards:CartPoleCentred-v0"
     shaped = train(Args(env_id=env_id, **QUICK))["agent"]
-    assert behaviour(shaped, env_id, 0) < 0.6 * behaviour(plain, "CartPole-v1", 0)
+    assert behaviour(shaped, env_id, 0) < 0.5 * behaviour(plain, "CartPole-v1", 0)
 
 
 def test_spinning(plain):
