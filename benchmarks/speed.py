@@ -26,6 +26,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 HERE = Path(__file__).resolve().parent
 CONTENDERS = {
     "Stable-Baselines3": [str(HERE / "sb3_cartpole.py")],
+    "Stable-Baselines3, one thread": [str(HERE / "sb3_cartpole.py"), "--threads", "1"],
     "ppo.py": [str(HERE.parent / "ppo.py")],
     "ppo.py --compile": [str(HERE.parent / "ppo.py"), "--compile"],
 }
@@ -68,9 +69,9 @@ def main() -> None:
     args = parser.parse_args()
     results = {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "steps": args.steps}
     for kind, rounds, steps in (("steady_sps", args.rounds, args.steps), ("command_seconds", args.commands, 500_000)):
-        rows = {name: [] for name in CONTENDERS}
+        rows = {name: [] for name in CONTENDERS if kind == "steady_sps" or "one thread" not in name}
         for _ in range(rounds):
-            for name in CONTENDERS:
+            for name in rows:
                 rows[name].append(run(name, steps)[kind == "command_seconds"])
                 print(f"{kind} {name}: {rows[name][-1]:,.1f}", flush=True)
         results[kind] = rows
