@@ -178,15 +178,34 @@ class TestUpdating:
         assert [clip for _, clip in minibatches[::16]] == pytest.approx([0.3 * r for r in remaining])
 
     def test_adam_uses_the_annealed_rate(self, monkeypatch):
-        rates, adam_step = [], torch.optim.Adam.step
+        rates, adam = [], ppo.adam
 
-        def step(self, *args):
-            rates.append(self.param_groups[0]["lr"])
-            return adam_step(self, *args)
+        def record(*state, lr, **options):
+            rates.append(lr)
+            adam(*state, lr=lr, **options)
 
-        monkeypatch.setattr(torch.optim.Adam, "step", step)
+        monkeypatch.setattr(ppo, "adam", record)
         train(Args(total_timesteps=640, num_steps=16))
         assert rates[::16] == pytest.approx([2.5e-4 * (1 - i / 10) for i in range(10)])
+
+    def test_updates_are_those_of_torch_adam(self, monkeypatch):
+        """Fed the same gradients, the class ends with the same parameters, bit for bit."""
+        start = train(Args(total_timesteps=64, num_steps=16, learning_rate=0.0))["agent"]
+        gradients, compute_gradient = [], ppo.compute_gradient
+
+        def record(*args):
+            gradients.append(compute_gradient(*args)[0].clone())
+            return compute_gradient(*args)
+
+        monkeypatch.setattr(ppo, "compute_gradient", record)
+        result = train(Args(total_timesteps=640, num_steps=16, learning_rate=0.01, anneal_lr=False))
+        flat = nn.Parameter(parameters({"agent": start}))
+        optimizer = torch.optim.Adam([flat], lr=0.01, eps=1e-5, fused=True)
+        for gradient in gradients:
+            flat.grad = gradient
+            optimizer.step()
+        assert len(gradients) == 160
+        assert torch.equal(flat, parameters(result))
 
     def test_adam_with_the_right_epsilon(self, monkeypatch):
         """A first Adam step is rate * g / (|g| + eps): half the rate for a gradient as small as 1e-5 (detail 3)."""
