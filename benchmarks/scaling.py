@@ -3,10 +3,11 @@
     python benchmarks/scaling.py
 
 Rollouts of 128 steps and 4 minibatches, as at the defaults, so minibatches grow with the number of environments. Each
-figure is the median of three runs, in turns; speed is the steady state (see `speed.py`), memory the largest resident
+figure is the median over `--rounds` runs, in turns; speed is the steady state (see `speed.py`), memory the largest resident
 set of the process. Results: `benchmarks/results/scaling.json`.
 """
 
+import argparse
 import json
 import os
 import statistics
@@ -35,9 +36,12 @@ def run(num_envs: int, *flags: str) -> tuple[float, float]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    rounds = parser.parse_args().rounds
     flags = {"ppo.py": (), "ppo.py --compile": ("--compile",)}
     results = {name: {n: [] for n in NUM_ENVS} for name in flags}
-    for _ in range(3):
+    for _ in range(rounds):
         for n in NUM_ENVS:
             for name in flags:
                 results[name][n].append(run(n, *flags[name]))
