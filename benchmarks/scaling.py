@@ -3,8 +3,8 @@
     python benchmarks/scaling.py
 
 Rollouts of 128 steps and 4 minibatches, as at the defaults, so minibatches grow with the number of environments. Each
-figure is the median over `--rounds` runs, in turns; speed is the steady state (see `speed.py`), memory the largest resident
-set of the process. Results: `benchmarks/results/scaling.json`.
+figure is the median over `--rounds` runs, in turns; speed is the steady state (see `speed.py`), memory the largest
+resident set of the process. Results: `benchmarks/results/scaling.json`.
 """
 
 import argparse
