@@ -59,13 +59,13 @@ class Args:
     seed: int = 1
     """seed of everything random; on a CPU the same seed gives the same run, bit for bit"""
     torch_deterministic: bool = True
-    """let PyTorch use only algorithms that repeat exactly; costs speed on a GPU, nothing on a CPU"""
+    """let PyTorch use only algorithms that repeat exactly; on a CPU they do anyway"""
     cuda: bool = True
     """`--no-cuda` keeps the run on the CPU even where `--device` names a CUDA device"""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps; auto is the CPU, which is fastest for networks as small as these"""
+    """auto, cpu, cuda, cuda:N or mps; auto is the CPU, as these networks are small"""
     compile: bool = False
-    """compile loss and gradient (needs a C++ compiler): some 15 s more at the first start, then faster steps"""
+    """compile loss and gradient (needs a C++ compiler): about 9 s more at the first start, then faster steps"""
 
     env_id: str = "CartPole-v1"
     """environment to train on; `module:EnvId` imports `module` (also from the current folder), which registers it"""
@@ -432,7 +432,7 @@ def train(args: Args) -> dict[str, Any]:
     agent = Agent(obs_size, missing.size).to(device)
     params = list(agent.parameters())
     flat = flatten_parameters(params)
-    # Adam's function instead of its class, whose first use imports the compiler for 0.8 s (detail 3: eps 1e-5)
+    # Adam's function instead of its class, whose first use imports the compiler for a second (detail 3: eps 1e-5)
     adam_mean, adam_square, adam_step = torch.zeros_like(flat), torch.zeros_like(flat), torch.zeros((), device=device)
     adam_options = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-5, "weight_decay": 0, "amsgrad": False, "maximize": False}
     gradient = compute_gradient
