@@ -54,8 +54,8 @@ def test_distribution_is_that_of_the_allowed_choices():
             categorical = Categorical(logits=logits[i, c, allowed])
             expected_logprob += categorical.log_prob((allowed == actions[i, c]).nonzero()[0, 0])
             expected_entropy += categorical.entropy()
-        torch.testing.assert_close(logprob[i], expected_logprob)
-        torch.testing.assert_close(entropy[i], expected_entropy)
+        torch.testing.assert_close(logprob[i], expected_logprob, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(entropy[i], expected_entropy, atol=1e-4, rtol=1e-4)
 
 
 def test_forbidden_choices_get_no_gradient():
@@ -92,7 +92,7 @@ def test_numpy_network_is_the_network():
         with torch.no_grad():
             expected = network(obs).numpy()
         function = numpy_network(network)
-        np.testing.assert_allclose(function(obs.numpy()), expected, atol=1e-6, rtol=1e-5)
+        np.testing.assert_allclose(function(obs.numpy()), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_flat_parameters_are_the_parameters():

@@ -201,4 +201,4 @@ def test_compiled_and_eager_updates_agree(monkeypatch):
     start = ppo.train(Args(env_id="worlds:Masked", total_timesteps=64, num_steps=16, learning_rate=0.0))["agent"]
     start = torch.cat([param.flatten() for param in start.parameters()])
     assert (runs[0] - start).abs().max() > 1e-3
-    torch.testing.assert_close(runs[1], runs[0], atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(runs[1], runs[0], atol=2e-5, rtol=1e-4)
