@@ -2,7 +2,8 @@
 
     python ppo.py --env-id CartPole-v1                   # train: a progress bar, then where everything is
     python ppo.py --env-id my_envs:MyEnv-v0 --seed 2     # your own environment, registered in ./my_envs.py
-    tensorboard --logdir runs                            # watch the curves of all runs
+    python ppo.py --resume runs/NAME                     # go on where a run stopped
+    torchrun --nproc-per-node=2 ppo.py --num-envs 64     # one run in two processes
 
 PPO (Schulman et al., 2017, arXiv:1707.06347) collects a rollout with the current policy, estimates advantages with GAE
 (Schulman et al., 2015, arXiv:1506.02438), then takes a few epochs of minibatch steps on a clipped objective that keeps
@@ -24,25 +25,36 @@ for Discrete), K = choices of the component that has most.
 # ]
 # ///
 
+import copy
+import io
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import random
 import re
 import shutil
+import signal
 import sys
+import tempfile
+import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import gymnasium as gym
 import numpy as np
 import torch
+import torch.distributed as dist
 import tyro
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import nn
@@ -66,6 +78,23 @@ class Args:
     """auto, cpu, cuda, cuda:N or mps; auto is the CPU, as these networks are small"""
     compile: bool = False
     """compile loss and gradient (needs a C++ compiler): about 9 s more at the first start, then faster steps"""
+    track: bool = False
+    """log to Weights & Biases too: curves, arguments, this file, videos (WANDB_MODE=offline does it without network)"""
+    wandb_project_name: str = "ppo"
+    """W&B project that `--track` logs to"""
+    wandb_entity: str | None = None
+    """W&B team or user that owns the project; your default one if not given"""
+    capture_video: bool = False
+    """film an episode at the start, after every tenth of training, and at the end, in a process of its own;
+    with `--evaluate`, film every episode"""
+    save_interval: float = 60.0
+    """seconds between checkpoints, at most what a crash can cost; 0 saves after every iteration"""
+    resume: str | None = None
+    """run folder to go on with; its arguments hold, but for those of length, device, tracking, video and saving"""
+    evaluate: str | None = None
+    """run folder or checkpoint file to play episodes with, instead of training"""
+    eval_episodes: int = 10
+    """episodes that `--evaluate` plays"""
 
     env_id: str = "CartPole-v1"
     """environment to train on; `module:EnvId` imports `module` (also from the current folder), which registers it"""
@@ -122,28 +151,43 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
+def describe(error: Exception) -> str:
+    """An exception of the environment's code in a few words: type, message, and where it was raised."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
+
+
 def check_args(args: Args) -> None:
     """Refuse what can't be trained, before anything is made. Raises SystemExit(2)."""
     ranges = {
-        (1, math.inf): ("total_timesteps", "num_envs", "num_steps", "num_minibatches", "update_epochs"),
-        (0, math.inf): ("learning_rate", "clip_coef", "ent_coef", "vf_coef", "target_kl"),
-        (1e-6, math.inf): ("max_grad_norm",),
-        (0, 1): ("gamma", "gae_lambda"),
+        (1, 10**15): ("total_timesteps",),
+        (1, 10**5): ("num_envs", "eval_episodes"),
+        (1, 10**7): ("num_steps", "num_minibatches", "update_epochs"),
+        (0.0, 1.0): ("learning_rate", "gamma", "gae_lambda"),
+        (1e-6, 1e9): ("clip_coef", "max_grad_norm"),
+        (0.0, 1e9): ("ent_coef", "vf_coef", "target_kl", "save_interval"),
+        (-1e15, 1e15): ("stop_return",),
         (0, 2**32 - 1): ("seed",),
     }
     for (low, high), names in ranges.items():
         for name in names:
             value = getattr(args, name)
-            if value is not None and not (low <= value <= high and value < math.inf):
-                wanted = f"{low} or more" if high == math.inf else f"from {low} to {high}"
-                fail(f"--{name.replace('_', '-')} must be {wanted}, not {value}")
+            if value is not None and not (isinstance(value, type(low) | int) and low <= value <= high):
+                fail(f"--{name.replace('_', '-')} must be from {low} to {high}, not {value}")
+    if args.resume and args.evaluate:
+        fail("--resume trains and --evaluate does not: give one of them")
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    if args.num_envs % world_size:
+        fail(f"--num-envs {args.num_envs} must divide among the {world_size} processes")
     batch_size = args.num_envs * args.num_steps
-    if batch_size % args.num_minibatches:
+    if batch_size % (args.num_minibatches * world_size):
         fail(f"--num-minibatches {args.num_minibatches} must divide num_envs * num_steps, which is {batch_size}")
     if args.norm_adv and args.num_minibatches == batch_size:
         fail(f"--num-minibatches {batch_size} leaves one sample each, with advantage 0: fewer, or --no-norm-adv")
     if args.total_timesteps < batch_size:
         fail(f"--total-timesteps {args.total_timesteps} must be at least num_envs * num_steps, which is {batch_size}")
+    if batch_size > 10**8:
+        fail(f"num_envs * num_steps is {batch_size}, too much to hold: lower --num-envs or --num-steps")
     if args.compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))):
         fail("--compile needs a C++ compiler, and none is on the PATH: install g++ or clang++, or leave it out")
 
@@ -151,6 +195,8 @@ def check_args(args: Args) -> None:
 def pick_device(args: Args) -> torch.device:
     """The device that `--device` and `--no-cuda` ask for. Raises SystemExit(2) where it does not exist."""
     name = "cpu" if args.device == "auto" or (args.device.startswith("cuda") and not args.cuda) else args.device
+    if name == "cuda":  # each process of a data-parallel run has its own
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     if not re.fullmatch(r"cpu|cuda(:\d+)?|mps", name):
         fail(f"--device {name} must be auto, cpu, cuda, cuda:N or mps")
     try:
@@ -159,18 +205,20 @@ def pick_device(args: Args) -> torch.device:
         fail(f"--device {name} can't be used here, try --device cpu ({str(error).splitlines()[0]})")
 
 
-def make_envs(args: Args) -> gym.vector.VectorEnv:
+def make_envs(args: Args, **kwargs: Any) -> gym.vector.VectorEnv:
     """The N environments as one vector environment, whose observations are arrays (N, ...).
 
-    Raises SystemExit(2) if the environment does not exist, or is not one that this script can train on.
+    `kwargs` go to gymnasium. Raises SystemExit(2) if it can't be made, or is not one that this script can train on.
     """
     if os.getcwd() not in sys.path:  # for `--env-id module:EnvId`, when this script lies elsewhere
         sys.path.append(os.getcwd())
     mode = None if args.vectorization == "auto" else args.vectorization  # None: gymnasium chooses as our `auto` does
     try:
-        envs = gym.make_vec(args.env_id, args.num_envs, vectorization_mode=mode)
-    except (gym.error.Error, ModuleNotFoundError) as error:
+        envs = gym.make_vec(args.env_id, args.num_envs, vectorization_mode=mode, **kwargs)
+    except (gym.error.Error, ImportError) as error:
         fail(f"--env-id {args.env_id}: {error}")
+    except Exception as error:
+        fail(f"--env-id {args.env_id} can't be made{' to be filmed' if kwargs else ''}: {describe(error)}")
 
     actions, observations = envs.single_action_space, envs.single_observation_space
     if envs.metadata.get("autoreset_mode") is not gym.vector.AutoresetMode.NEXT_STEP:
@@ -179,6 +227,8 @@ def make_envs(args: Args) -> gym.vector.VectorEnv:
         fail(f"{args.env_id} has continuous actions: use ppo_continuous.py")
     if not isinstance(actions, gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary):
         fail(f"{args.env_id} has the action space {actions}: this script needs Discrete, MultiDiscrete or MultiBinary")
+    if observations.dtype == np.uint8 and len(observations.shape) > 1 and math.prod(observations.shape) >= 1024:
+        fail(f"{args.env_id} has images {observations.shape} as observations: use ppo_atari.py")
     if not observations.is_np_flattenable:
         fail(f"{args.env_id} has the observation space {observations}, which can't be flattened to a vector")
     return envs if isinstance(observations, gym.spaces.Box) else gym.wrappers.vector.FlattenObservation(envs)
@@ -226,16 +276,28 @@ class RunningMeanStd:
 
     def update(self, batch: np.ndarray) -> None:
         """Take in a batch of values, (any number, *shape)."""
-        if len(batch) == 0:
-            return
-        batch = batch.astype(np.float64)
-        delta, total = batch.mean(0) - self.mean, self.count + len(batch)
-        squares = self.var * self.count + batch.var(0) * len(batch) + delta**2 * self.count * len(batch) / total
-        self.mean, self.var, self.count = self.mean + delta * len(batch) / total, squares / total, total
+        if len(batch):
+            batch = batch.astype(np.float64)
+            self.merge(batch.mean(0), batch.var(0), len(batch))
+
+    def merge(self, mean: np.ndarray, var: np.ndarray, count: int) -> None:
+        """Take in values of which these are the statistics; with a negative count, take them out again."""
+        if count:
+            delta, total = mean - self.mean, self.count + count
+            squares = self.var * self.count + var * count + delta**2 * self.count * count / total
+            self.mean, self.var, self.count = self.mean + delta * count / total, squares / total, total
 
     def normalize(self, x: np.ndarray, center: bool = True) -> np.ndarray:
         """In units of the standard deviation, clipped to ±10; `center` subtracts the mean first."""
         return np.clip((x - self.mean * center) / np.sqrt(self.var + 1e-8), -10, 10)
+
+    def share(self, before: "RunningMeanStd") -> None:
+        """Take in what the other processes have seen since `before`, the state that all had in common."""
+        parts = all_gather([self])
+        vars(self).update(vars(before))
+        for part in parts:  # in the same order everywhere, for the same bits
+            self.merge(part.mean, part.var, part.count)
+            self.merge(before.mean, before.var, -before.count)
 
 
 def layer_init(layer: nn.Linear, gain: float = math.sqrt(2)) -> nn.Linear:
@@ -325,21 +387,46 @@ def compute_gae(rewards, values, terminated, truncated, gamma: float, gae_lambda
     return advantages[:-1]
 
 
+def all_sum(x: torch.Tensor) -> torch.Tensor:
+    """The sum of x over the processes of a data-parallel run, in place; of one process, x itself."""
+    if dist.is_initialized():
+        dist.all_reduce(x)
+    return x
+
+
+def all_gather(items: list) -> list:
+    """The items of all processes of a data-parallel run."""
+    parts = [items]
+    if dist.is_initialized():
+        parts *= dist.get_world_size()
+        dist.all_gather_object(parts, items)
+    return [*itertools.chain(*parts)]
+
+
+def weigh_minibatches(valid: torch.Tensor, advantages: torch.Tensor, norm_adv: bool) -> tuple[torch.Tensor, ...]:
+    """Weights that make a sum over a minibatch the mean of its valid samples, and its advantages normalised (detail 7).
+
+    Rows are minibatches: all are (num_minibatches, M). Means and deviations are over their parts in all processes.
+    """
+    weights = valid / all_sum(valid.sum(1, keepdim=True)).clamp(min=1)
+    if norm_adv:
+        advantages = advantages - all_sum((advantages * weights).sum(1, keepdim=True))
+        advantages = advantages / (all_sum((advantages**2 * weights).sum(1, keepdim=True)).sqrt() + 1e-8)
+    return weights, advantages
+
+
 def ppo_loss(agent: Agent, batch: dict, clip_coef: float, args: Args) -> tuple[torch.Tensor, dict]:
     """The loss of one minibatch of M samples (detail 10), to be minimised, and its diagnostics (detail 12).
 
     `batch`: obs (M, O), forbidden (M, C, K), actions (M, C), and of (M,) each logprobs and values as they were when the
-    data was collected, advantages, returns (the value targets), and valid, which is False where a step only reset.
+    data was collected, advantages, returns (the value targets), and weights: x @ weights is the mean of the valid x, or
+    this process's part of it.
     """
-    weights = batch["valid"] / batch["valid"].sum().clamp(min=1)  # so x @ weights is the mean of the valid samples
+    weights, advantages = batch["weights"], batch["advantages"]
     logprob, entropy = agent.evaluate(batch["obs"], batch["forbidden"], batch["actions"])
     value = agent.value(batch["obs"])
 
     # Policy: the clipped surrogate objective (detail 8)
-    advantages = batch["advantages"]
-    if args.norm_adv:  # detail 7
-        advantages = advantages - advantages @ weights
-        advantages = advantages / ((advantages**2 @ weights).sqrt() + 1e-8)
     log_ratio = logprob - batch["logprobs"]
     ratio = log_ratio.exp()
     policy_loss = torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip_coef, 1 + clip_coef)) @ weights
@@ -367,22 +454,10 @@ def ppo_loss(agent: Agent, batch: dict, clip_coef: float, args: Args) -> tuple[t
     return loss, diagnostics
 
 
-def flatten_parameters(params: list[nn.Parameter]) -> torch.Tensor:
-    """Move the parameters into one tensor, of which they become views.
-
-    Clipping and Adam then touch one tensor instead of twelve, which takes a tenth off an eager update.
-    """
-    flat = nn.utils.parameters_to_vector(params).detach()
-    nn.utils.vector_to_parameters(flat, params)
-    return flat
-
-
 def compute_gradient(agent: Agent, params: list, batch: dict, clip_coef: float, args: Args) -> tuple:
-    """The gradient of the loss in one vector, its norm clipped to `max_grad_norm` (detail 11), and the diagnostics."""
+    """The gradient of the loss in one vector, and the diagnostics."""
     loss, diagnostics = ppo_loss(agent, batch, clip_coef, args)
-    gradient = torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, params)])
-    diagnostics["grad_norm"] = gradient.norm()
-    return gradient * (args.max_grad_norm / (diagnostics["grad_norm"] + 1e-6)).clamp(max=1), diagnostics
+    return torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, params)]), diagnostics
 
 
 def make_run_dir(args: Args) -> Path:
@@ -397,41 +472,208 @@ def make_run_dir(args: Args) -> Path:
             pass  # another run of this name began in the same second
 
 
-def progress_line(step: int, total: int, mean_return: float | None, elapsed: float) -> str:
+def save_checkpoint(checkpoint: bytes, run_dir: Path) -> None:
+    """Replace the run's checkpoint so that a kill at any instant leaves a whole one, old or new. Raises OSError."""
+    with open(run_dir / "checkpoint.pt.new", "wb") as file:
+        file.write(checkpoint)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(file.name, run_dir / "checkpoint.pt")
+
+
+def load_checkpoint(source: str | io.BytesIO, agent: Agent | None = None) -> dict[str, Any]:
+    """What a run saved, from its folder, a file, or memory, with `args` as Args; its parameters go into `agent`.
+
+    A checkpoint is data, and can't run code. Raises SystemExit(2) if it is missing, damaged, or of something else.
+    """
+    if isinstance(source, str):
+        source = os.path.join(source, "checkpoint.pt") if os.path.isdir(source) else source
+        if not os.path.isfile(source):
+            fail(f"{source} does not exist: give the folder of a run in runs/, or its checkpoint.pt")
+    try:
+        checkpoint = torch.load(source, map_location="cpu", weights_only=True)
+        args = Args(**checkpoint["args"])
+        if agent:
+            agent.load_state_dict(checkpoint["agent"])
+    except Exception as error:  # there is no end to what a damaged or foreign file can lead to
+        reason = "of another environment or network" if "size mismatch" in str(error) else "damaged"
+        fail(f"{source} is {reason}, or not a checkpoint of {Path(__file__).name} ({type(error).__name__})")
+    return checkpoint | {"args": args}
+
+
+def parse_args(argv: list[str] | None = None) -> Args:
+    """The arguments of the command line; with `--resume` or `--evaluate`, those of the run where it says nothing.
+
+    Raises SystemExit(2) if it contradicts the run.
+    """
+    args = tyro.cli(Args, args=argv)
+    if not (args.resume or args.evaluate):
+        return args
+    saved = load_checkpoint(args.resume or args.evaluate)["args"]
+    saved = replace(saved, capture_video=saved.capture_video and not args.evaluate)
+    args = tyro.cli(Args, args=argv, default=saved)
+    may_change = (
+        "resume|evaluate|eval_.*|capture_.*|save_.*|total_.*|stop_.*|compile|cuda|device|torch_.*|track|wandb_.*"
+    )
+    may_change += "|seed" if args.evaluate else ""
+    for name, value in asdict(args).items():
+        if value != getattr(saved, name) and not re.fullmatch(may_change, name):
+            fail(f"--{name.replace('_', '-')} {value} can't be: the run was started with {getattr(saved, name)}")
+    return args
+
+
+def make_film_envs(args: Args, folder: str) -> gym.vector.VectorEnv:
+    """One environment, whose episodes become videos in a new folder. Raises SystemExit(2) if it can't be filmed."""
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws without a display too
+    record = partial(gym.wrappers.RecordVideo, video_folder=folder, episode_trigger=lambda episode: True)
+    return make_envs(replace(args, num_envs=1, vectorization="sync"), render_mode="rgb_array", wrappers=[record])
+
+
+def play(source: str | io.BytesIO, args: Args, episodes: int, film: str = "", max_steps: float = math.inf) -> list:
+    """Play episodes with the policy of a checkpoint: actions sampled as in training, normalisation left as it is.
+
+    Makes the folder `film` for a video of each. Returns (return, length) of those not cut off by Ctrl-C or `max_steps`.
+    """
+    envs = make_film_envs(args, film) if film else make_envs(replace(args, num_envs=1))
+    obs_size = gym.spaces.flatdim(envs.single_observation_space)
+    env_actions, (missing, first_choice) = envs.action_space, action_choices(envs.single_action_space)
+    agent, obs_stats, rng = Agent(obs_size, missing.size), RunningMeanStd(), np.random.default_rng(args.seed)
+    checkpoint = load_checkpoint(source, agent)
+    vars(obs_stats).update({name: x.numpy() for name, x in checkpoint["stats"][0].items()})
+    policy = numpy_network(agent.actor)
+
+    results = []
+    for episode in range(episodes):
+        obs, info = envs.reset(seed=args.seed if episode == 0 else None)
+        episode_return, length, ended = 0.0, 0, np.array([False])
+        while not (ended or stop_signals or length >= max_steps):
+            obs = obs_stats.normalize(obs.reshape(1, -1)) if args.norm_obs else obs.reshape(1, -1)
+            forbidden = np.broadcast_to(forbidden_choices(info, missing, ended), (1, *missing.shape))
+            actions = sample_actions(policy(obs.astype(np.float32)), forbidden, rng.gumbel(size=forbidden.shape))
+            env_action = (actions + first_choice).reshape(env_actions.shape).astype(env_actions.dtype)
+            obs, reward, terminated, truncated, info = envs.step(env_action)
+            episode_return, length, ended = episode_return + reward.item(), length + 1, terminated | truncated
+        if ended:
+            results.append((episode_return, length))
+    envs.close()
+    return results
+
+
+def evaluate(args: Args) -> list[tuple[float, int]]:
+    """Play `eval_episodes` episodes with a saved policy, and print mean and spread of the return.
+
+    Returns return and length of each. Raises SystemExit(2) for a mistake in the arguments.
+    """
+    check_args(args)
+    step = load_checkpoint(args.evaluate)["global_step"]
+    folder = Path("videos", f"{Path(args.evaluate).resolve().name}-step-{step}")
+    results = play(args.evaluate, args, args.eval_episodes, str(folder) if args.capture_video else "")
+    returns, lengths = np.transpose(results)
+    print(f"{len(results)} episodes of {args.env_id}, played by the policy of step {step:,}:")
+    print(f"return {returns.mean():.2f} ± {returns.std():.2f}, from {returns.min():.2f} to {returns.max():.2f}")
+    print(f"length {lengths.mean():.1f}" + (f"\nFilmed in {folder}" if args.capture_video else ""))
+    return results
+
+
+def follow_parent() -> None:
+    """In the process that films: leave Ctrl-C to the one that trains, and end when that is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+
+
+def start_wandb(args: Args, run_dir: Path) -> Any:
+    """A run in W&B, the same one when resumed, with the arguments and this file. Raises SystemExit(2) if W&B refuses."""
+    try:
+        import wandb  # not before it is needed: it takes a second
+
+        names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": run_dir.name}
+        run = wandb.init(**names, id=run_dir.name[-64:], resume="allow", config=asdict(args), dir=run_dir)
+    except (ImportError, wandb.Error) as error:
+        if not args.resume:
+            shutil.rmtree(run_dir)
+        fail(f"--track: {error} (log in with `wandb login`, or go without network: WANDB_MODE=offline)")
+    shutil.copy(__file__, run.dir)
+    run.save(os.path.join(run.dir, Path(__file__).name), base_path=run.dir)
+    return run
+
+
+def health_report(history: list[dict[str, float]]) -> str:
+    """A line for each diagnostic, from the metrics of iterations: its mean, and what to do where that is not healthy."""
+    means = {
+        name: np.mean([metrics[f"losses/{name}"] for metrics in history])
+        for name in (
+            "clipfrac",
+            "approx_kl",
+            "relative_entropy",
+            "explained_variance",
+            "advantage_mean",
+            "advantage_std",
+        )
+    }
+    lines = []
+    for name, value, low, below, high, above in (
+        (
+            "clip fraction",
+            means["clipfrac"],
+            0.01,
+            "updates hardly move the policy: raise --learning-rate or --update-epochs",
+            0.2,
+            "updates go too far: lower --learning-rate or --update-epochs, or set --target-kl 0.015",
+        ),
+    ):
+        verdict = below if value < low else above if value > high else "healthy"
+        lines.append(f"  {name:20}{value:10.3g}   {verdict}")
+    return "\n".join(lines)
+
+
+def progress_line(step: int, total: int, mean_return: float | None, speed: float) -> str:
     """What to show while training: steps, mean return of the last 100 episodes, steps per second, time left."""
     bar = ("#" * (20 * step // total)).ljust(20, ".")
     recent = "no episode yet" if mean_return is None else f"return {mean_return:.1f}"
-    left = timedelta(seconds=round(elapsed * (total - step) / step))
-    return f"{bar} {step:,}/{total:,} steps | {recent} | {step / elapsed:,.0f} steps/s | {left} left"
+    left = timedelta(seconds=round((total - step) / speed))
+    return f"{bar} {step:,}/{total:,} steps | {recent} | {speed:,.0f} steps/s | {left} left"
+
+
+stop_signals: list[int] = []  # what has asked the program to stop
+
+
+def request_stop(signum: int, frame: Any) -> None:
+    """Signal handler: training ends after the iteration in hand; the same signal again ends the program at once."""
+    stop_signals.append(signum)
+    signal.signal(signum, signal.SIG_DFL)
 
 
 def train(args: Args) -> dict[str, Any]:
-    """Train, log to `runs/`, and show progress.
+    """Train, log to `runs/`, save checkpoints, and show progress.
 
     Returns `agent`, `run_dir`, `global_step`, `episodes` (return and length of each of the last 100 training episodes),
     and `obs_stats`, by which the agent's observations must be normalised if `norm_obs` is on.
-    Raises SystemExit(2) for a mistake in the arguments, or when training becomes non-finite.
+    Raises SystemExit(2) for a mistake in the arguments, or when training becomes non-finite, and with 128 + the signal
+    after Ctrl-C or SIGTERM.
     """
     check_args(args)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # CUDA has no deterministic matmul without it
     device = pick_device(args)
-    random.seed(args.seed)
-    np.random.seed(args.seed)  # noqa: NPY002 (for environments that use it)
+    if "WORLD_SIZE" in os.environ and not dist.is_initialized():  # started by torchrun: one run in several processes
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+    T, N = args.num_steps, args.num_envs // world_size
+    local_size, batch_size = T * N, T * args.num_envs
+    num_iterations = args.total_timesteps // batch_size
+
+    envs = make_envs(replace(args, num_envs=N))
+    obs_size = gym.spaces.flatdim(envs.single_observation_space)
+    env_actions, (missing, first_choice) = envs.action_space, action_choices(envs.single_action_space)
+
     torch.manual_seed(args.seed)
-    rng = np.random.default_rng(args.seed)
     if device.type != "cpu":  # whose algorithms repeat exactly anyway
         torch.use_deterministic_algorithms(args.torch_deterministic)
     torch.set_num_threads(1)  # these networks are too small to be shared out
-
-    envs = make_envs(args)
-    T, N, obs_size = args.num_steps, args.num_envs, gym.spaces.flatdim(envs.single_observation_space)
-    env_actions, (missing, first_choice) = envs.action_space, action_choices(envs.single_action_space)
-    batch_size, minibatch_size = T * N, T * N // args.num_minibatches
-    num_iterations = args.total_timesteps // batch_size
-
     agent = Agent(obs_size, missing.size).to(device)
     params = list(agent.parameters())
-    flat = flatten_parameters(params)
+    flat = nn.utils.parameters_to_vector(params).detach()  # one tensor, of which the parameters become views: clipping
+    nn.utils.vector_to_parameters(flat, params)  # and Adam then touch one instead of twelve, a tenth off an update
     # Adam's function instead of its class, whose first use imports the compiler for a second (detail 3: eps 1e-5)
     adam_mean, adam_square, adam_step = torch.zeros_like(flat), torch.zeros_like(flat), torch.zeros((), device=device)
     adam_options = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-5, "weight_decay": 0, "amsgrad": False, "maximize": False}
@@ -442,12 +684,6 @@ def train(args: Args) -> dict[str, Any]:
         # compilation; one so old that it does not know the machine's fails
         options = {"cpp_wrapper": True, "cpp.vec_isa_ok": True} if device.type == "cpu" else {}
         gradient = torch.compile(compute_gradient, fullgraph=True, options=options)
-
-    run_dir = make_run_dir(args)
-    (run_dir / "args.json").write_text(json.dumps(asdict(args), indent=2) + "\n")
-    writer = SummaryWriter(str(run_dir))
-    table = "\n".join(f"| {name} | {value} |" for name, value in asdict(args).items())
-    writer.add_text("args", f"| argument | value |\n| --- | --- |\n{table}")
 
     # The rollout is collected in NumPy arrays, which environments fill row by row, and goes to the device as a whole
     obs = np.zeros((T + 1, N, obs_size), np.float32)
@@ -461,6 +697,68 @@ def train(args: Args) -> dict[str, Any]:
     last_episodes = deque(maxlen=100)
     ended = np.zeros(N, bool)  # did the last step end the episode, so that the next one only resets?
 
+    iteration = global_step = 0  # what is done
+    if args.resume:
+        checkpoint = load_checkpoint(args.resume, agent)
+        iteration, global_step = checkpoint["iteration"], checkpoint["global_step"]
+        for state, saved in zip((adam_mean, adam_square, adam_step), checkpoint["adam"], strict=True):
+            state.copy_(saved)
+        for stats, saved in zip((obs_stats, return_stats), checkpoint["stats"], strict=True):
+            vars(stats).update({name: x.numpy() for name, x in saved.items()})
+        last_episodes.extend(checkpoint["episodes"])
+        torch.set_rng_state(checkpoint["torch_rng"])
+        if iteration >= num_iterations:
+            fail(f"{args.resume} has done all its {global_step} steps: raise --total-timesteps to go on")
+
+    # Processes and resumed runs have seeds of their own, by a hash, as vector environments use seed, seed + 1, …
+    seeds = [args.seed, iteration, rank]
+    env_seed = int(np.random.SeedSequence(seeds).generate_state(1)[0] // 2)
+    random.seed(env_seed)
+    np.random.seed(env_seed)  # noqa: NPY002 (for environments that use it)
+    rng = np.random.default_rng(seeds)
+    if args.resume and rank == 0:
+        rng.bit_generator.state = checkpoint["numpy_rng"]
+
+    def save() -> None:
+        """Put curves and checkpoint on disk. Where that fails, say so, and go on."""
+        nonlocal writer, saved_time
+        saved_time = time.time()
+        try:
+            writer.flush()  # first, so that the curves are never behind the checkpoint
+            save_checkpoint(pack(), run_dir)
+        except OSError as error:
+            print(f"\nWARNING: training goes on, but can't be saved at step {global_step}: {error}", file=sys.stderr)
+            with suppress(OSError):  # a writer does not survive an error; the new one is for when the disk works again
+                writer = SummaryWriter(run_dir)
+
+    def pack() -> bytes:
+        """All that training needs to go on from here."""
+        state = {"args": asdict(replace(args, resume=None)), "iteration": iteration, "global_step": global_step}
+        state |= {
+            "agent": agent.state_dict(),
+            "adam": (adam_mean, adam_square, adam_step),
+            "episodes": [*last_episodes],
+        }
+        state["stats"] = [
+            {k: torch.as_tensor(v) for k, v in vars(stats).items()} for stats in (obs_stats, return_stats)
+        ]
+        state |= {"torch_rng": torch.get_rng_state(), "numpy_rng": rng.bit_generator.state}
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        return buffer.getvalue()
+
+    def film() -> None:
+        """Have an episode of the present policy filmed, beside the training."""
+        folder = run_dir / "videos" / f"step-{global_step}"
+
+        def filmed(job: Future) -> None:
+            if job.exception():
+                print(f"\nWARNING: nothing in {folder}: {job.exception()!r}", file=sys.stderr)
+            elif tracker:
+                tracker.log({"videos/episode": sys.modules["wandb"].Video(str(next(folder.glob("*.mp4"))))})
+
+        recorder.submit(play, io.BytesIO(pack()), args, 1, str(folder), 2000).add_done_callback(filmed)
+
     def observe(t: int, next_obs: np.ndarray, info: dict) -> None:
         """Keep what the policy sees, and may do, at step t."""
         next_obs = next_obs.reshape(N, -1)
@@ -472,15 +770,44 @@ def train(args: Args) -> dict[str, Any]:
     def tensor(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(device)
 
-    # Vector environments use seed, seed + 1, …: a hash keeps the environments of --seed 1 apart from those of --seed 2
-    observe(T, *envs.reset(seed=int(np.random.SeedSequence(args.seed).generate_state(1)[0] // 2)))
-    terminal = sys.stdout.isatty()
-    start_time = shown_time = time.time()
+    shared_stats = copy.copy(obs_stats), copy.copy(return_stats)  # as all processes have them
+    try:
+        if args.capture_video:
+            with tempfile.TemporaryDirectory() as folder:
+                films = make_film_envs(args, folder + "/check")
+                films.reset()
+                films.close()
+        observe(T, *envs.reset(seed=env_seed))
+    except Exception as error:
+        fail(f"{args.env_id} can't be reset: {describe(error)}")
 
-    for iteration in range(1, num_iterations + 1):
-        remaining = 1 - (iteration - 1) / num_iterations  # of the run: 1 in the first iteration
-        learning_rate = args.learning_rate * (remaining if args.anneal_lr else 1)  # detail 4
-        clip_coef = args.clip_coef * (remaining if args.anneal_clip else 1)  # detail a
+    # Process 0 alone logs, saves and prints
+    run_dir = writer = tracker = recorder = None
+    if rank == 0:
+        try:
+            run_dir = Path(args.resume.removesuffix("checkpoint.pt")) if args.resume else make_run_dir(args)
+            (run_dir / "args.json").write_text(json.dumps(asdict(args), indent=2) + "\n")
+            writer = SummaryWriter(run_dir, purge_step=global_step + 1 if args.resume else None)
+        except OSError as error:
+            fail(f"no run can be written here: {error}")
+        save()
+        table = "\n".join(f"| {name} | {value} |" for name, value in asdict(args).items())
+        writer.add_text("args", f"| argument | value |\n| --- | --- |\n{table}", global_step)
+        if args.track:
+            tracker = start_wandb(args, run_dir)
+        if args.capture_video:
+            recorder = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=follow_parent)
+    terminal = sys.stdout.isatty()
+    history, last, first_step, start_time = deque(maxlen=1000), False, global_step, time.time()
+    shown_time = saved_time = start_time
+
+    while not last:
+        iteration += 1
+        progress = (iteration - 1) / num_iterations  # of the run: 0 in the first iteration
+        learning_rate = args.learning_rate * (1 - progress if args.anneal_lr else 1)  # detail 4
+        clip_coef = args.clip_coef * (1 - progress if args.anneal_clip else 1)  # detail a
+        if recorder and (iteration - 1) * 10 // num_iterations > (iteration - 2) * 10 // num_iterations:
+            film()
 
         # Collect T steps from each environment; episodes go on across rollouts (detail 1)
         obs[0], forbidden[0] = obs[T], forbidden[T]
@@ -490,7 +817,10 @@ def train(args: Args) -> dict[str, Any]:
         for t in range(T):
             actions[t] = sample_actions(policy(obs[t]), forbidden[t], noise[t])
             env_action = (actions[t] + first_choice).reshape(env_actions.shape).astype(env_actions.dtype)
-            next_obs, reward, terminated[t], truncated[t], info = envs.step(env_action)
+            try:
+                next_obs, reward, terminated[t], truncated[t], info = envs.step(env_action)
+            except Exception as error:
+                fail(f"{args.env_id} failed after step {global_step + t * args.num_envs}: {describe(error)}")
             valid[t] = ~ended  # else this step only reset, and ignored its action
             ended = terminated[t] | truncated[t]
             observe(t + 1, next_obs, info)
@@ -503,8 +833,17 @@ def train(args: Args) -> dict[str, Any]:
             episode_return += reward
             episode_length += valid[t]
             if ended.any():
-                finished += zip(episode_return[ended], episode_length[ended], strict=True)
+                finished += zip(episode_return[ended].tolist(), episode_length[ended].tolist(), strict=True)
                 episode_return[ended] = episode_length[ended] = discounted_return[ended] = 0
+        for name, array in (("observation", obs), ("reward", rewards)):
+            if not np.isfinite(array).all():
+                step = global_step + np.argwhere(~np.isfinite(array))[0, 0] * args.num_envs
+                fail(f"{args.env_id} gave a {name} that is not a finite number, after step {step}")
+        if world_size > 1:
+            finished = all_gather(finished)
+            obs_stats.share(shared_stats[0])
+            return_stats.share(shared_stats[1])
+            shared_stats = copy.copy(obs_stats), copy.copy(return_stats)
         global_step = iteration * batch_size
 
         # Estimate. Values and old log-probabilities are those of the policy that collected the data: it has not changed
@@ -518,62 +857,103 @@ def train(args: Args) -> dict[str, Any]:
             batch["logprobs"], _ = agent.evaluate(batch["obs"], batch["forbidden"], batch["actions"])
 
         # Update: a few epochs over the batch, in minibatches that are shuffled anew each time (detail 6)
-        history = []
+        diagnostics, grad_norms = [], []
         for _ in range(args.update_epochs):
-            order = torch.randperm(batch_size, device=device)
-            shuffled = {name: x[order] for name, x in batch.items()}
-            for start in range(0, batch_size, minibatch_size):
-                minibatch = {name: x[start : start + minibatch_size] for name, x in shuffled.items()}
-                grad, diagnostics = gradient(agent, params, minibatch, clip_coef, args)
+            order = torch.randperm(local_size).to(device).view(args.num_minibatches, -1)
+            epoch = {name: x[order] for name, x in batch.items()}
+            epoch["weights"], epoch["advantages"] = weigh_minibatches(
+                epoch["valid"], epoch["advantages"], args.norm_adv
+            )
+            for i in range(args.num_minibatches):
+                grad, diagnosis = gradient(agent, params, {name: x[i] for name, x in epoch.items()}, clip_coef, args)
+                diagnostics.append(diagnosis)
+                grad_norms.append(all_sum(grad).norm())
+                grad *= (args.max_grad_norm / (grad_norms[-1] + 1e-6)).clamp(max=1)  # detail 11
                 state = [flat], [grad], [adam_mean], [adam_square], [], [adam_step]
                 adam(*state, lr=learning_rate, fused=True, **adam_options)
-                history.append(diagnostics)
             if args.target_kl is not None:  # detail c
-                epoch_kl = torch.stack([past["approx_kl"] for past in history[-args.num_minibatches :]]).mean()
-                if epoch_kl > args.target_kl:
+                epoch_kl = torch.stack([past["approx_kl"] for past in diagnostics[-args.num_minibatches :]]).mean()
+                if all_sum(epoch_kl) > args.target_kl:
                     break
 
         # Log: means over the minibatches, and statistics of the batch's valid samples
-        losses = {name: torch.stack([past[name] for past in history]).mean() for name in history[0]}
-        weights = batch["valid"] / batch["valid"].sum().clamp(min=1)
-        spread = {name: (batch[name] - batch[name] @ weights) ** 2 @ weights for name in ("advantages", "returns")}
-        errors = batch["returns"] - batch["values"]
-        max_entropy = (~batch["forbidden"]).sum(-1).log().sum(-1) @ weights
-        losses["relative_entropy"] = losses["entropy"] / max_entropy.clamp(1e-8)
-        losses["residual_variance"] = (errors - errors @ weights) ** 2 @ weights / spread["returns"].clamp(1e-8)
+        losses = {name: all_sum(torch.stack([past[name] for past in diagnostics]).mean()) for name in diagnostics[0]}
+        losses["grad_norm"] = torch.stack(grad_norms).mean()
+        weights = batch["valid"] / all_sum(batch["valid"].sum()).clamp(min=1)
+        means, spread = {}, {}
+        batch |= {
+            "errors": batch["returns"] - batch["values"],
+            "max_entropy": (~batch["forbidden"]).sum(-1).log().sum(-1),
+        }
+        for name in ("advantages", "returns", "errors", "max_entropy"):
+            means[name] = all_sum(batch[name] @ weights)
+            spread[name] = all_sum((batch[name] - means[name]) ** 2 @ weights)
+        losses["relative_entropy"] = losses["entropy"] / means["max_entropy"].clamp(1e-8)
+        losses["residual_variance"] = spread["errors"] / spread["returns"].clamp(1e-8)
         losses["explained_variance"] = 1 - losses["residual_variance"]
-        losses["advantage_mean"], losses["advantage_std"] = batch["advantages"] @ weights, spread["advantages"].sqrt()
+        losses["advantage_mean"], losses["advantage_std"] = means["advantages"], spread["advantages"].sqrt()
         metrics = {f"losses/{name}": value.item() for name, value in losses.items()}
         if broken := [name for name, value in metrics.items() if not math.isfinite(value)]:
-            healthy = np.isfinite(rewards).all() and np.isfinite(obs).all()
-            cause = "lower --learning-rate?" if healthy else "the environment's rewards or observations are not"
-            fail(f"before step {global_step}, no longer finite: {', '.join(broken)}; {cause}")
+            fail(f"before step {global_step}, no longer finite: {', '.join(broken)}; lower --learning-rate?")
         elapsed = time.time() - start_time
-        metrics |= {"charts/learning_rate": learning_rate, "charts/SPS": global_step / elapsed}
+        metrics |= {"charts/learning_rate": learning_rate, "charts/SPS": (global_step - first_step) / elapsed}
         if finished:
             metrics["charts/episodic_return"], metrics["charts/episodic_length"] = np.mean(finished, axis=0)
-        # As one event: with one for each, TensorBoard's writer thread would hold the interpreter for 1 ms longer
-        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
-        writer.file_writer.add_summary(Summary(value=scalars), global_step)
-
-        # Show progress, often in a terminal, and every 10 seconds in a log file
+        history.append(metrics)
         last_episodes.extend(finished)
         mean_return = np.mean(last_episodes, axis=0)[0] if last_episodes else None
+        stops = all_gather(stop_signals)
         solved = args.stop_return is not None and len(last_episodes) == 100 and mean_return >= args.stop_return
-        if solved or iteration == num_iterations or time.time() - shown_time > (0.1 if terminal else 10):
-            shown_time = time.time()
-            line = progress_line(global_step, num_iterations * batch_size, mean_return, elapsed)
-            print(f"\r{line}\x1b[K" if terminal else f"{line}\n", end="", flush=True)
-        if solved:
-            break
+        last = stops or solved or iteration == num_iterations
+        if rank == 0:
+            with suppress(OSError):  # which the next save tells of
+                # As one event: with one for each, TensorBoard's thread would hold the interpreter for 1 ms longer
+                scalars = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+                writer.file_writer.add_summary(Summary(value=scalars), global_step)
+            if tracker:
+                tracker.log(metrics, step=global_step)
+            if last or time.time() - saved_time >= args.save_interval:
+                save()
+            # Progress, often in a terminal, and every 10 seconds in a log file
+            if last or time.time() - shown_time > (0.1 if terminal else 10):
+                shown_time = time.time()
+                line = progress_line(global_step, num_iterations * batch_size, mean_return, metrics["charts/SPS"])
+                print(f"\r{line}\x1b[K" if terminal else f"{line}\n", end="", flush=True)
 
     envs.close()
-    writer.close()
-    result = "no episode ended" if mean_return is None else f"mean return of the last episodes {mean_return:.2f}"
-    print(f"\nDone: {global_step:,} steps, {result}\nLogged in {run_dir}\nWatch the curves: tensorboard --logdir runs")
+    if rank == 0:
+        if recorder:
+            if not stops:
+                film()
+                print("\nFilming the last episode", end="", flush=True)
+            recorder.shutdown(cancel_futures=bool(stops))
+        with suppress(OSError):
+            writer.close()
+        if tracker:
+            tracker.finish()
+        result = "no episode ended" if mean_return is None else f"mean return of the last episodes {mean_return:.2f}"
+        command = f"python {os.path.relpath(__file__)}"
+        print(f"\n{'Stopped' if stops else 'Done'}: {global_step:,} steps, {result}")
+        print(health_report(history))
+        print(f"Everything is in {run_dir}. What to type next:")
+        print("  watch the curves   tensorboard --logdir runs")
+        print(f"  evaluate           {command} --evaluate {run_dir}")
+        print(f"  film               {command} --evaluate {run_dir} --capture-video")
+        longer = "" if iteration < num_iterations else f" --total-timesteps {2 * args.total_timesteps}"
+        print(f"  go on              {command} --resume {run_dir}{longer}")
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    if stops:
+        raise SystemExit(128 + stops[0])
     outcome = {"agent": agent, "run_dir": run_dir, "global_step": global_step}
     return outcome | {"episodes": list(last_episodes), "obs_stats": obs_stats}
 
 
 if __name__ == "__main__":
-    train(tyro.cli(Args))
+    signal.signal(signal.SIGINT, request_stop)
+    signal.signal(signal.SIGTERM, request_stop)
+    args = parse_args()
+    if args.evaluate:
+        evaluate(args)
+    else:
+        train(args)
