@@ -403,16 +403,16 @@ def all_gather(items: list) -> list:
     return [*itertools.chain(*parts)]
 
 
-def weigh_minibatches(valid: torch.Tensor, advantages: torch.Tensor, norm_adv: bool) -> tuple[torch.Tensor, ...]:
-    """Weights that make a sum over a minibatch the mean of its valid samples, and its advantages normalised (detail 7).
+def weigh_minibatches(valid: torch.Tensor, advantages: torch.Tensor, norm_adv: bool) -> dict[str, torch.Tensor]:
+    """`weights` that make sums over minibatches means of their valid samples, and `advantages` normalised (detail 7).
 
-    Rows are minibatches: all are (num_minibatches, M). Means and deviations are over their parts in all processes.
+    All are (num_minibatches, M). A minibatch has a part in each process, and statistics are those of the whole.
     """
     weights = valid / all_sum(valid.sum(1, keepdim=True)).clamp(min=1)
     if norm_adv:
         advantages = advantages - all_sum((advantages * weights).sum(1, keepdim=True))
         advantages = advantages / (all_sum((advantages**2 * weights).sum(1, keepdim=True)).sqrt() + 1e-8)
-    return weights, advantages
+    return {"weights": weights, "advantages": advantages}
 
 
 def ppo_loss(agent: Agent, batch: dict, clip_coef: float, args: Args) -> tuple[torch.Tensor, dict]:
@@ -525,7 +525,8 @@ def parse_args(argv: list[str] | None = None) -> Args:
 def make_film_envs(args: Args, folder: str) -> gym.vector.VectorEnv:
     """One environment, whose episodes become videos in a new folder. Raises SystemExit(2) if it can't be filmed."""
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws without a display too
-    record = partial(gym.wrappers.RecordVideo, video_folder=folder, episode_trigger=lambda episode: True)
+    options = {"video_folder": folder, "name_prefix": Path(folder).name, "episode_trigger": lambda episode: True}
+    record = partial(gym.wrappers.RecordVideo, **options)
     return make_envs(replace(args, num_envs=1, vectorization="sync"), render_mode="rgb_array", wrappers=[record])
 
 
@@ -565,13 +566,20 @@ def evaluate(args: Args) -> list[tuple[float, int]]:
     Returns return and length of each. Raises SystemExit(2) for a mistake in the arguments.
     """
     check_args(args)
+    run = Path(args.evaluate).resolve()
     step = load_checkpoint(args.evaluate)["global_step"]
-    folder = Path("videos", f"{Path(args.evaluate).resolve().name}-step-{step}")
-    results = play(args.evaluate, args, args.eval_episodes, str(folder) if args.capture_video else "")
-    returns, lengths = np.transpose(results)
-    print(f"{len(results)} episodes of {args.env_id}, played by the policy of step {step:,}:")
-    print(f"return {returns.mean():.2f} ± {returns.std():.2f}, from {returns.min():.2f} to {returns.max():.2f}")
-    print(f"length {lengths.mean():.1f}" + (f"\nFilmed in {folder}" if args.capture_video else ""))
+    folder = f"videos/{run.parent.name if run.is_file() else run.name}-step-{step}" if args.capture_video else ""
+    results = play(args.evaluate, args, args.eval_episodes, folder)
+    if results:
+        returns, lengths = np.transpose(results)
+        print(
+            f"{len(results)} episodes of {args.env_id} with the policy of step {step:,}: length {lengths.mean():.1f}, "
+            f"return {returns.mean():.2f} ± {returns.std():.2f} ({returns.min():.2f} to {returns.max():.2f})"
+        )
+    if folder:
+        print(f"Filmed in {folder}")
+    if stop_signals:
+        raise SystemExit(128 + stop_signals[0])
     return results
 
 
@@ -582,7 +590,7 @@ def follow_parent() -> None:
 
 
 def start_wandb(args: Args, run_dir: Path) -> Any:
-    """A run in W&B, the same one when resumed, with the arguments and this file. Raises SystemExit(2) if W&B refuses."""
+    """A W&B run, the same one when resumed, with the arguments and this file. Raises SystemExit(2) if W&B refuses."""
     try:
         import wandb  # not before it is needed: it takes a second
 
@@ -598,31 +606,22 @@ def start_wandb(args: Args, run_dir: Path) -> Any:
 
 
 def health_report(history: list[dict[str, float]]) -> str:
-    """A line for each diagnostic, from the metrics of iterations: its mean, and what to do where that is not healthy."""
-    means = {
-        name: np.mean([metrics[f"losses/{name}"] for metrics in history])
-        for name in (
-            "clipfrac",
-            "approx_kl",
-            "relative_entropy",
-            "explained_variance",
-            "advantage_mean",
-            "advantage_std",
-        )
-    }
-    lines = []
-    for name, value, low, below, high, above in (
-        (
-            "clip fraction",
-            means["clipfrac"],
-            0.01,
-            "updates hardly move the policy: raise --learning-rate or --update-epochs",
-            0.2,
-            "updates go too far: lower --learning-rate or --update-epochs, or set --target-kl 0.015",
-        ),
+    """A line on each diagnostic, from the metrics of iterations: its mean, and what to change if that is unhealthy."""
+    names = "clipfrac", "approx_kl", "relative_entropy", "explained_variance", "advantage_mean", "advantage_std"
+    mean = {name: np.mean([metrics[f"losses/{name}"] for metrics in history]) for name in names}
+    mean["advantage_mean / std"] = mean["advantage_mean"] / max(mean["advantage_std"], 1e-8)
+    more, less = "raise --learning-rate or --update-epochs", "lower --learning-rate or --update-epochs"
+    values = "--no-clip-vloss, --norm-reward or a larger --vf-coef may help"
+    lines = [f"Health: means over the last {len(history)} iterations [healthy range]"]
+    for name, low, high, if_low, if_high in (
+        ("clipfrac", 0.01, 0.2, f"timid updates: {more}", f"wild updates: {less}"),
+        ("approx_kl", 0, 0.02, "", f"wild updates: {less}"),
+        ("relative_entropy", 0.05, 0.95, "has decided; if too soon, raise --ent-coef", f"still acts at random: {more}"),
+        ("explained_variance", 0, 1, f"values explain nothing; unless returns hardly vary, {values}", ""),
+        ("advantage_mean / std", -0.5, 0.5, f"values too high: {values}", f"values too low: {values}"),
     ):
-        verdict = below if value < low else above if value > high else "healthy"
-        lines.append(f"  {name:20}{value:10.3g}   {verdict}")
+        verdict = (mean[name] < low and if_low) or (mean[name] > high and if_high) or "healthy"
+        lines.append(f"  {name:20} {mean[name]:7.3f} {f'[{low}, {high}]':12} {verdict}")
     return "\n".join(lines)
 
 
@@ -665,6 +664,10 @@ def train(args: Args) -> dict[str, Any]:
     envs = make_envs(replace(args, num_envs=N))
     obs_size = gym.spaces.flatdim(envs.single_observation_space)
     env_actions, (missing, first_choice) = envs.action_space, action_choices(envs.single_action_space)
+
+    if args.capture_video:  # before anything is made: can it be filmed?
+        with tempfile.TemporaryDirectory() as folder:
+            make_film_envs(args, f"{folder}/test").close()
 
     torch.manual_seed(args.seed)
     if device.type != "cpu":  # whose algorithms repeat exactly anyway
@@ -740,7 +743,7 @@ def train(args: Args) -> dict[str, Any]:
             "episodes": [*last_episodes],
         }
         state["stats"] = [
-            {k: torch.as_tensor(v) for k, v in vars(stats).items()} for stats in (obs_stats, return_stats)
+            {k: torch.as_tensor(x) for k, x in vars(stats).items()} for stats in (obs_stats, return_stats)
         ]
         state |= {"torch_rng": torch.get_rng_state(), "numpy_rng": rng.bit_generator.state}
         buffer = io.BytesIO()
@@ -749,13 +752,14 @@ def train(args: Args) -> dict[str, Any]:
 
     def film() -> None:
         """Have an episode of the present policy filmed, beside the training."""
-        folder = run_dir / "videos" / f"step-{global_step}"
+        folder = run_dir / "videos" / f"step-{global_step:09}"
 
         def filmed(job: Future) -> None:
             if job.exception():
                 print(f"\nWARNING: nothing in {folder}: {job.exception()!r}", file=sys.stderr)
             elif tracker:
-                tracker.log({"videos/episode": sys.modules["wandb"].Video(str(next(folder.glob("*.mp4"))))})
+                video = sys.modules["wandb"].Video(str(next(folder.glob("*.mp4"))), caption=folder.name)
+                tracker.log({"videos/episode": video})
 
         recorder.submit(play, io.BytesIO(pack()), args, 1, str(folder), 2000).add_done_callback(filmed)
 
@@ -772,11 +776,6 @@ def train(args: Args) -> dict[str, Any]:
 
     shared_stats = copy.copy(obs_stats), copy.copy(return_stats)  # as all processes have them
     try:
-        if args.capture_video:
-            with tempfile.TemporaryDirectory() as folder:
-                films = make_film_envs(args, folder + "/check")
-                films.reset()
-                films.close()
         observe(T, *envs.reset(seed=env_seed))
     except Exception as error:
         fail(f"{args.env_id} can't be reset: {describe(error)}")
@@ -861,9 +860,7 @@ def train(args: Args) -> dict[str, Any]:
         for _ in range(args.update_epochs):
             order = torch.randperm(local_size).to(device).view(args.num_minibatches, -1)
             epoch = {name: x[order] for name, x in batch.items()}
-            epoch["weights"], epoch["advantages"] = weigh_minibatches(
-                epoch["valid"], epoch["advantages"], args.norm_adv
-            )
+            epoch |= weigh_minibatches(epoch["valid"], epoch["advantages"], args.norm_adv)
             for i in range(args.num_minibatches):
                 grad, diagnosis = gradient(agent, params, {name: x[i] for name, x in epoch.items()}, clip_coef, args)
                 diagnostics.append(diagnosis)
@@ -881,10 +878,8 @@ def train(args: Args) -> dict[str, Any]:
         losses["grad_norm"] = torch.stack(grad_norms).mean()
         weights = batch["valid"] / all_sum(batch["valid"].sum()).clamp(min=1)
         means, spread = {}, {}
-        batch |= {
-            "errors": batch["returns"] - batch["values"],
-            "max_entropy": (~batch["forbidden"]).sum(-1).log().sum(-1),
-        }
+        batch["errors"] = batch["returns"] - batch["values"]
+        batch["max_entropy"] = (~batch["forbidden"]).sum(-1).log().sum(-1)
         for name in ("advantages", "returns", "errors", "max_entropy"):
             means[name] = all_sum(batch[name] @ weights)
             spread[name] = all_sum((batch[name] - means[name]) ** 2 @ weights)
@@ -934,7 +929,7 @@ def train(args: Args) -> dict[str, Any]:
         result = "no episode ended" if mean_return is None else f"mean return of the last episodes {mean_return:.2f}"
         command = f"python {os.path.relpath(__file__)}"
         print(f"\n{'Stopped' if stops else 'Done'}: {global_step:,} steps, {result}")
-        print(health_report(history))
+        print(health_report([*history][len(history) // 2 :]))
         print(f"Everything is in {run_dir}. What to type next:")
         print("  watch the curves   tensorboard --logdir runs")
         print(f"  evaluate           {command} --evaluate {run_dir}")

@@ -95,18 +95,6 @@ def test_numpy_network_is_the_network():
         np.testing.assert_allclose(function(obs.numpy()), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_flat_parameters_are_the_parameters():
-    agent = Agent(4, 2)
-    before = [param.detach().clone() for param in agent.parameters()]
-    flat = ppo.flatten_parameters(list(agent.parameters()))
-    for param, expected in zip(agent.parameters(), before, strict=True):
-        assert torch.equal(param, expected)
-    with torch.no_grad():
-        flat += 1
-    for param, expected in zip(agent.parameters(), before, strict=True):
-        assert torch.equal(param, expected + 1)
-
-
 @pytest.mark.parametrize(
     ("space", "missing", "start"),
     [

@@ -1,13 +1,13 @@
 """The loss: numbers worked out by hand, finite differences, and the gradient that becomes an update."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 import ppo
-from ppo import Agent, Args, compute_gradient, ppo_loss
+from ppo import Agent, Args, compute_gradient, ppo_loss, weigh_minibatches
 
 
 class Fixed:
@@ -21,6 +21,12 @@ class Fixed:
 
     def value(self, obs):
         return self.outputs[2]
+
+
+def weighed(batch, norm_adv=True):
+    """The batch with its weights and its advantages as ppo_loss gets them."""
+    rows = weigh_minibatches(batch["valid"][None], batch["advantages"][None], norm_adv)
+    return batch | {name: x[0] for name, x in rows.items()}
 
 
 def by_hand():
@@ -37,9 +43,9 @@ def by_hand():
 
 
 def test_by_hand():
-    args = Args(norm_adv=False, ent_coef=0.1, vf_coef=0.25)
+    args = Args(ent_coef=0.1, vf_coef=0.25)
     agent, batch = by_hand()
-    loss, got = ppo_loss(agent, batch, 0.3, args)
+    loss, got = ppo_loss(agent, weighed(batch, norm_adv=False), 0.3, args)
     policy = (-1.2 + 0.7 - 3 * 1.3) / 3  # inside; clipped below 0.7 as the advantage is negative; clipped above 1.3
     # squared errors, plain and clipped: 1 and 1 (inside the clip range); 0.25 and (1.3 - 2.5)²; 4 and (2.3 - 1)²
     value = 0.5 * (1 + 1.44 + 4) / 3
@@ -62,21 +68,37 @@ def test_the_surrogate_is_the_lower_one(ratio, advantage, surrogate):
     agent, batch = by_hand()
     agent.outputs = torch.full((4,), math.log(0.5 * ratio)), *agent.outputs[1:]
     batch |= {"logprobs": torch.full((4,), math.log(0.5)), "advantages": torch.full((4,), float(advantage))}
-    _, got = ppo_loss(agent, batch, 0.3, Args(norm_adv=False))
+    _, got = ppo_loss(agent, weighed(batch, norm_adv=False), 0.3, Args())
     assert got["policy_loss"].item() == pytest.approx(-surrogate, rel=1e-5)
 
 
 def test_plain_value_loss():
     agent, batch = by_hand()
-    _, got = ppo_loss(agent, batch, 0.3, Args(clip_vloss=False))
+    _, got = ppo_loss(agent, weighed(batch), 0.3, Args(clip_vloss=False))
     assert got["value_loss"].item() == pytest.approx(0.5 * (1 + 0.25 + 4) / 3, rel=1e-6)
 
 
 def test_advantages_are_normalised_over_the_valid_samples():
     agent, batch = by_hand()
-    _, got = ppo_loss(agent, batch, 0.3, Args(norm_adv=True))
+    _, got = ppo_loss(agent, weighed(batch), 0.3, Args())
     deviation = math.sqrt(8 / 3)  # of 1, -1, 3 around their mean 1
     assert got["policy_loss"].item() == pytest.approx((0 + 2 / deviation * 0.7 - 2 / deviation * 1.3) / 3, rel=1e-5)
+
+
+def test_each_minibatch_is_normalised_by_itself():
+    """Also one that only reset, and one with a single sample."""
+    valid = torch.tensor(
+        [[True, True, False, True], [True, True, True, True], [False] * 4, [False, True, False, False]]
+    )
+    advantages = torch.tensor([[1.0, 2.0, 50.0, 6.0], [-5.0, 5.0, -5.0, 5.0], [1.0] * 4, [7.0] * 4])
+    got = weigh_minibatches(valid, advantages, norm_adv=True)
+    torch.testing.assert_close(got["weights"][0], torch.tensor([1, 1, 0, 1]) / 3)
+    torch.testing.assert_close(got["weights"].sum(1), torch.tensor([1.0, 1.0, 0.0, 1.0]))
+    torch.testing.assert_close(got["advantages"][0, valid[0]], torch.tensor([-2.0, -1.0, 3.0]) / math.sqrt(14 / 3))
+    torch.testing.assert_close(got["advantages"][1], torch.tensor([-1.0, 1.0, -1.0, 1.0]))
+    assert got["advantages"][3, 1] == 0
+    assert got["advantages"].isfinite().all()
+    assert torch.equal(weigh_minibatches(valid, advantages, norm_adv=False)["advantages"], advantages)
 
 
 @pytest.fixture
@@ -109,15 +131,16 @@ def random_batch(agent, size=24, components=2, choices=3, seed=0):
     }
 
 
-@pytest.mark.parametrize("args", [Args(), Args(clip_vloss=False, norm_adv=False), Args(ent_coef=0.5, vf_coef=2.0)])
+@pytest.mark.parametrize("args", [Args(), Args(clip_vloss=False), Args(ent_coef=0.5, vf_coef=2.0)])
 def test_gradient_by_finite_differences(args, float64):
     torch.manual_seed(0)
     agent = Agent(5, 6)
-    batch = random_batch(agent)
+    batch = weighed(random_batch(agent))
     params = list(agent.parameters())
     loss, _ = ppo_loss(agent, batch, 0.2, args)
     gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, params)])
-    flat = ppo.flatten_parameters(params)
+    flat = nn.utils.parameters_to_vector(params).detach()
+    nn.utils.vector_to_parameters(flat, params)
     for direction in torch.eye(flat.numel(), dtype=torch.float64)[:: flat.numel() // 60]:
         with torch.no_grad():
             flat += 1e-6 * direction
@@ -136,9 +159,9 @@ def test_reset_steps_do_not_matter():
     other = {name: x.clone() for name, x in batch.items()}
     for name in ("obs", "logprobs", "values", "advantages", "returns"):
         other[name][~batch["valid"]] = 3.0
-    for args in (Args(), Args(norm_adv=False)):
-        expected, diagnostics = compute_gradient(agent, params, batch, 0.2, args)
-        gradient, others = compute_gradient(agent, params, other, 0.2, args)
+    for norm_adv in (True, False):
+        expected, diagnostics = compute_gradient(agent, params, weighed(batch, norm_adv), 0.2, Args())
+        gradient, others = compute_gradient(agent, params, weighed(other, norm_adv), 0.2, Args())
         torch.testing.assert_close(gradient, expected)
         for name, value in diagnostics.items():
             torch.testing.assert_close(others[name], value, msg=name)
@@ -148,13 +171,13 @@ def test_a_minibatch_of_reset_steps_is_harmless():
     agent = Agent(5, 6)
     batch = random_batch(agent)
     batch["valid"][:] = False
-    gradient, _ = compute_gradient(agent, list(agent.parameters()), batch, 0.2, Args())
+    gradient, _ = compute_gradient(agent, list(agent.parameters()), weighed(batch), 0.2, Args())
     assert not gradient.any()
 
 
 def test_a_single_sample_has_a_finite_loss():
     agent = Agent(5, 6)
-    gradient, _ = compute_gradient(agent, list(agent.parameters()), random_batch(agent, size=1), 0.2, Args())
+    gradient, _ = compute_gradient(agent, list(agent.parameters()), weighed(random_batch(agent, size=1)), 0.2, Args())
     assert gradient.isfinite().all()
 
 
@@ -164,23 +187,19 @@ def test_the_first_ratio_is_1():
     batch = random_batch(agent)
     with torch.no_grad():
         batch["logprobs"], _ = agent.evaluate(batch["obs"], batch["forbidden"], batch["actions"])
-    _, diagnostics = ppo_loss(agent, batch, 0.2, Args())
+    _, diagnostics = ppo_loss(agent, weighed(batch), 0.2, Args())
     for name in ("old_approx_kl", "approx_kl", "clipfrac"):
         assert diagnostics[name].item() == 0
 
 
-def test_the_global_gradient_norm_is_clipped():
+def test_the_gradient_is_that_of_all_parameters():
     torch.manual_seed(0)
     agent = Agent(5, 6)
-    params, batch = list(agent.parameters()), random_batch(agent)
+    params, batch = list(agent.parameters()), weighed(random_batch(agent))
     loss, _ = ppo_loss(agent, batch, 0.2, Args())
-    raw = torch.cat([g.flatten() for g in torch.autograd.grad(loss, params)])
-    clipped, diagnostics = compute_gradient(agent, params, batch, 0.2, replace(Args(), max_grad_norm=0.01))
-    assert diagnostics["grad_norm"].item() == pytest.approx(raw.norm().item(), rel=1e-5)
-    assert clipped.norm().item() == pytest.approx(0.01, rel=1e-3)
-    torch.testing.assert_close(clipped / clipped.norm(), raw / raw.norm())
-    small, _ = compute_gradient(agent, params, batch, 0.2, replace(Args(), max_grad_norm=1e6))
-    torch.testing.assert_close(small, raw)
+    loss.backward()
+    gradient, _ = compute_gradient(agent, params, batch, 0.2, Args())
+    torch.testing.assert_close(gradient, torch.cat([param.grad.flatten() for param in params]))
 
 
 def test_compiled_and_eager_updates_agree(monkeypatch):
