@@ -727,12 +727,13 @@ def train(args: Args) -> dict[str, Any]:
         nonlocal writer, saved_time
         saved_time = time.time()
         try:
-            writer.flush()  # first, so that the curves are never behind the checkpoint
+            try:
+                writer.flush()  # first, so that the curves are never behind the checkpoint
+            except OSError:  # which a writer does not survive
+                writer = SummaryWriter(run_dir)
             save_checkpoint(pack(), run_dir)
         except OSError as error:
             print(f"\nWARNING: training goes on, but can't be saved at step {global_step}: {error}", file=sys.stderr)
-            with suppress(OSError):  # a writer does not survive an error; the new one is for when the disk works again
-                writer = SummaryWriter(run_dir)
 
     def pack() -> bytes:
         """All that training needs to go on from here."""
