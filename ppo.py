@@ -26,6 +26,7 @@ for Discrete), K = choices of the component that has most.
 # ///
 
 import copy
+import importlib.util
 import io
 import itertools
 import json
@@ -41,6 +42,7 @@ import tempfile
 import threading
 import time
 import traceback
+import warnings
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -190,6 +192,8 @@ def check_args(args: Args) -> None:
         fail(f"num_envs * num_steps is {batch_size}, too much to hold: lower --num-envs or --num-steps")
     if args.compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))):
         fail("--compile needs a C++ compiler, and none is on the PATH: install g++ or clang++, or leave it out")
+    if args.track and not importlib.util.find_spec("wandb"):
+        fail("--track needs Weights & Biases: pip install wandb")
 
 
 def pick_device(args: Args) -> torch.device:
@@ -527,7 +531,8 @@ def make_film_envs(args: Args, folder: str) -> gym.vector.VectorEnv:
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws without a display too
     options = {"video_folder": folder, "name_prefix": Path(folder).name, "episode_trigger": lambda episode: True}
     record = partial(gym.wrappers.RecordVideo, **options)
-    return make_envs(replace(args, num_envs=1, vectorization="sync"), render_mode="rgb_array", wrappers=[record])
+    with warnings.catch_warnings(action="ignore"):  # of what the error says too
+        return make_envs(replace(args, num_envs=1, vectorization="sync"), render_mode="rgb_array", wrappers=[record])
 
 
 def play(source: str | io.BytesIO, args: Args, episodes: int, film: str = "", max_steps: float = math.inf) -> list:
@@ -591,12 +596,12 @@ def follow_parent() -> None:
 
 def start_wandb(args: Args, run_dir: Path) -> Any:
     """A W&B run, the same one when resumed, with the arguments and this file. Raises SystemExit(2) if W&B refuses."""
-    try:
-        import wandb  # not before it is needed: it takes a second
+    import wandb  # not before it is needed: it takes a second
 
+    try:
         names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": run_dir.name}
         run = wandb.init(**names, id=run_dir.name[-64:], resume="allow", config=asdict(args), dir=run_dir)
-    except (ImportError, wandb.Error) as error:
+    except wandb.Error as error:
         if not args.resume:
             shutil.rmtree(run_dir)
         fail(f"--track: {error} (log in with `wandb login`, or go without network: WANDB_MODE=offline)")
@@ -835,10 +840,10 @@ def train(args: Args) -> dict[str, Any]:
             if ended.any():
                 finished += zip(episode_return[ended].tolist(), episode_length[ended].tolist(), strict=True)
                 episode_return[ended] = episode_length[ended] = discounted_return[ended] = 0
-        for name, array in (("observation", obs), ("reward", rewards)):
+        for name, array in (("an observation", obs), ("a reward", rewards)):
             if not np.isfinite(array).all():
                 step = global_step + np.argwhere(~np.isfinite(array))[0, 0] * args.num_envs
-                fail(f"{args.env_id} gave a {name} that is not a finite number, after step {step}")
+                fail(f"{args.env_id} gave {name} that is not a finite number, after step {step}")
         if world_size > 1:
             finished = all_gather(finished)
             obs_stats.share(shared_stats[0])

@@ -7,12 +7,13 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from typing import get_args
 
 import pytest
 
 import ppo
 from conftest import ROOT
-from ppo import Args, train
+from ppo import Args, evaluate, train
 
 
 def run(*args, folder=".", script=ROOT / "ppo.py"):
@@ -122,44 +123,144 @@ def test_progress_line():
 MISTAKES = {
     "misspelt": ({"env_id": "CartPol-v1"}, "Did you mean: `CartPole`?"),
     "no such version": ({"env_id": "CartPole-v7"}, "versioned environments"),
+    "no such environment": ({"env_id": "Nothing-v0"}, "Environment `Nothing` doesn't exist"),
+    "empty name": ({"env_id": ""}, "--env-id "),
     "no such module": ({"env_id": "nowhere:CartPole-v1"}, "No module named 'nowhere'"),
-    "continuous": ({"env_id": "Pendulum-v1"}, "ppo_continuous.py"),
+    "no module": ({"env_id": ":CartPole-v1"}, "--env-id :CartPole-v1 can't be made: "),
+    "no name": ({"env_id": "worlds:"}, "--env-id worlds:"),
+    "two colons": ({"env_id": "worlds:Probe1:2"}, "--env-id worlds:Probe1:2"),
+    "broken module": ({"env_id": "broken:Env-v0"}, "broken.py, line 1)"),
+    "module without it": ({"env_id": "json:Env-v0"}, "Environment `Env` doesn't exist"),
+    "continuous": ({"env_id": "Pendulum-v1"}, "has continuous actions: use ppo_continuous.py"),
+    "images": ({"env_id": "worlds:Images"}, "has images (84, 84, 3) as observations: use ppo_atari.py"),
+    "any number": ({"env_id": "worlds:Sequences"}, "can't be flattened to a vector"),
+    "actions in a tuple": ({"env_id": "worlds:TupleActions"}, "needs Discrete, MultiDiscrete or MultiBinary"),
+    "raises when made": ({"env_id": "worlds:RaisingWhenMade"}, "can't be made: RuntimeError: no licence ("),
+    "raises at reset": ({"env_id": "worlds:RaisingAtReset"}, "can't be reset: ValueError: no start ("),
+    "other shape": ({"env_id": "worlds:WrongShape"}, "worlds:WrongShape can't be reset: ValueError: "),
     "other reset mode": ({"env_id": "worlds:SameStep"}, "NEXT_STEP"),
     "no own vector version": ({"env_id": "Acrobot-v1", "vectorization": "vector_entry_point"}, "vector entry point"),
     "uneven": ({"num_minibatches": 3}, "--num-minibatches 3 must divide num_envs * num_steps, which is 512"),
     "too short": ({"total_timesteps": 511}, "must be at least num_envs * num_steps, which is 512"),
-    "no environments": ({"num_envs": 0}, "--num-envs must be from 1 to 100000"),
-    "gamma": ({"gamma": 1.1}, "--gamma must be from 0.0 to 1.0"),
-    "not a number": ({"learning_rate": float("nan")}, "--learning-rate must be from 0.0 to 1.0, not nan"),
-    "infinite": ({"ent_coef": float("inf")}, "--ent-coef must be from 0.0"),
-    "negative": ({"target_kl": -1.0}, "--target-kl must be from 0.0"),
-    "seed": ({"seed": -1}, "--seed must be from 0 to 4294967295, not -1"),
-    "large seed": ({"seed": 2**32}, "--seed must be from 0 to 4294967295"),
-    "no gradient": ({"max_grad_norm": 0.0}, "--max-grad-norm must be from 1e-06"),
+    "too large": (
+        {"num_envs": 10**5, "num_steps": 10**4, "total_timesteps": 10**10},
+        "too much to hold: lower --num-envs",
+    ),
     "lonely samples": ({"num_minibatches": 512}, "or --no-norm-adv"),
+    "nothing to film": ({"env_id": "worlds:Probe1", "capture_video": True}, "can't be made to be filmed"),
     "no such device": ({"device": "cuda:77"}, "--device cuda:77 can't be used here, try --device cpu"),
+    "no cuda": ({"device": "cuda"}, "--device cuda:0 can't be used here, try --device cpu"),
     "no device at all": ({"device": "toaster"}, "--device toaster must be auto, cpu, cuda, cuda:N or mps"),
+    "empty device": ({"device": ""}, "must be auto, cpu, cuda, cuda:N or mps"),
+    "nothing to resume": ({"resume": "runs/nothing"}, "runs/nothing does not exist"),
+    "nothing to evaluate": ({"evaluate": "runs/nothing"}, "runs/nothing does not exist"),
+    "both": ({"resume": "a", "evaluate": "b"}, "--resume trains and --evaluate does not"),
+}
+WHOLE, FRACTION = (0, -1, 10**20, 2.5), (-0.1, 1.1, float("nan"), float("inf"))
+SIZE = (-0.1, float("nan"), float("inf"), 1e30)
+NUMBERS = {
+    **dict.fromkeys(("total_timesteps", "num_envs", "num_steps", "num_minibatches", "update_epochs"), WHOLE),
+    "eval_episodes": WHOLE,
+    "seed": (-1, 2**32, 1.5, float("nan")),
+    **dict.fromkeys(("learning_rate", "gamma", "gae_lambda"), FRACTION),
+    **dict.fromkeys(("clip_coef", "max_grad_norm"), (0.0, *SIZE)),
+    **dict.fromkeys(("ent_coef", "vf_coef", "target_kl", "save_interval"), SIZE),
+    "stop_return": (float("nan"), float("inf"), float("-inf"), 1e30),
+}
+MISTAKES |= {
+    f"{name} {value}": ({name: value}, f"--{name.replace('_', '-')} must be from ")
+    for name, values in NUMBERS.items()
+    for value in values
 }
 
 
+def test_every_number_has_a_range():
+    numbers = {field.name for field in dataclasses.fields(Args) if {int, float} & {field.type, *get_args(field.type)}}
+    assert numbers == set(NUMBERS)
+
+
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_gets_one_line_and_leaves_nothing(name, capsys, tmp_path):
+def test_a_mistake_gets_one_line_and_leaves_nothing(name, capsys, monkeypatch, tmp_path):
     changes, message = MISTAKES[name]
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "broken.py").write_text("nothing_defined\n")
+    monkeypatch.syspath_prepend(tmp_path / "modules")
     with pytest.raises(SystemExit) as stopped:
-        train(Args(**changes))
+        evaluate(Args(**changes)) if "evaluate" in changes else train(Args(**changes))
     assert stopped.value.code == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("ppo.py: error: ")
     assert captured.err.count("\n") == 1
     assert message in captured.err
-    assert list(tmp_path.iterdir()) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["modules"]
 
 
 def test_a_mistake_on_the_command_line(tmp_path):
     code, out, err = run("--env-id", "CartPol-v1", folder=tmp_path)
     assert (code, out) == (2, "")
     assert err.startswith("ppo.py: error: --env-id CartPol-v1: ") and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("env_id", "message"),
+    [
+        ("Raising", "worlds:Raising failed after step 24: ValueError: the seventh step is broken ("),
+        ("OldApi", "worlds:OldApi failed after step 0: ValueError: not enough values to unpack"),
+        ("Exploding", "worlds:Exploding gave a reward that is not a finite number, after step 24"),
+        ("NanReward", "worlds:NanReward gave a reward that is not a finite number, after step 24"),
+        ("NanObservation", "worlds:NanObservation gave an observation that is not a finite number, after step 28"),
+    ],
+)
+@pytest.mark.parametrize("changes", [{}, {"norm_obs": True, "norm_reward": True}, {"vectorization": "async"}])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_an_environment_that_breaks_in_the_middle(env_id, message, changes, capsys, tmp_path):
+    """One line that says what, where and when; and what was saved before stays."""
+    with pytest.raises(SystemExit) as stopped:
+        train(Args(env_id=f"worlds:{env_id}", num_steps=4, total_timesteps=160, save_interval=0, **changes))
+    assert stopped.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ppo.py: error: ")]
+    assert len(lines) == 1 and message in lines[0]
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    saved = ppo.load_checkpoint(str(run_dir))
+    assert saved["global_step"] == (0 if env_id == "OldApi" else 16)
+    assert all(tensor.isfinite().all() for tensor in saved["agent"].values())
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--gama", "0.9"), "--gamma"),
+        (("--gamma", "high"), "high"),
+        (("--num-envs", "4.5"), "4.5"),
+        (("--vectorization", "threads"), "vector_entry_point"),
+        (("CartPole-v1",), "CartPole-v1"),
+        (("--seed",), "--seed"),
+    ],
+)
+def test_what_the_command_line_does_not_know(args, words, tmp_path):
+    """The parser says what it expected, and ends with the same code."""
+    code, out, err = run(*args, folder=tmp_path)
+    assert (code, out) == (2, "")
+    assert words in err and "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nowhere_to_write(capsys, monkeypatch, tmp_path):
+    """`runs` is a file, or the disk takes nothing."""
+    (tmp_path / "runs").write_text("in the way")
+    with pytest.raises(SystemExit) as stopped:
+        train(Args(total_timesteps=512))
+    assert stopped.value.code == 2
+    assert "no run can be written here: " in capsys.readouterr().err
+    (tmp_path / "runs").unlink()
+    monkeypatch.setattr(
+        "pathlib.Path.write_text", lambda *args: (_ for _ in ()).throw(OSError(30, "Read-only file system"))
+    )
+    with pytest.raises(SystemExit) as stopped:
+        train(Args(total_timesteps=512))
+    assert stopped.value.code == 2
+    assert "Read-only file system" in capsys.readouterr().err
 
 
 def test_compiling_without_a_compiler(monkeypatch, capsys, tmp_path):

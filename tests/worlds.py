@@ -3,6 +3,8 @@
 Used as `--env-id worlds:NAME`.
 """
 
+from typing import ClassVar
+
 import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
@@ -224,11 +226,104 @@ class Exploding(World):
         return float("inf") if self.t == 6 else 0.0
 
 
+class NanReward(Exploding):
+    """Pays what is not a number at its seventh step."""
+
+    def reward(self, action):
+        return float("nan") if self.t == 6 else 0.0
+
+
+class NanObservation(World):
+    """Observes what is not a number after its seventh step."""
+
+    length = 10
+
+    def observe(self):
+        return np.full(1, float("nan") if self.t == 7 else 0.0, np.float32)
+
+
+class Raising(World):
+    """Breaks at its seventh step."""
+
+    length = 10
+
+    def reward(self, action):
+        if self.t == 6:
+            raise ValueError("the seventh step is broken")
+        return 0.0
+
+
+class RaisingAtReset(World):
+    """Breaks at the start."""
+
+    def observe(self):
+        raise ValueError("no start")
+
+
+class RaisingWhenMade(World):
+    """Can't even be made."""
+
+    def __init__(self):
+        raise RuntimeError("no licence")
+
+
+class OldApi(World):
+    """Returns four values from step, as before gymnasium."""
+
+    def step(self, action):
+        return self.observe(), 0.0, False, {}
+
+
+class WrongShape(World):
+    """Observes two numbers where it promised one."""
+
+    def observe(self):
+        return np.zeros(2, np.float32)
+
+
+class Images(World):
+    """Pixels."""
+
+    observation_space = Box(0, 255, (84, 84, 3), np.uint8)
+
+
+class Sequences(World):
+    """Observes any number of things."""
+
+    observation_space = gym.spaces.Sequence(Box(-1, 1, (1,)))
+
+
+class TupleActions(World):
+    """Actions in a Tuple."""
+
+    action_space = Tuple((Discrete(2), Discrete(3)))
+
+
+class Endless(World):
+    """Never ends; a grey picture."""
+
+    metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 50}
+    length = None
+
+    def __init__(self, render_mode=None):
+        self.render_mode = render_mode
+
+    def render(self):
+        return np.full((32, 32, 3), 128, np.uint8)
+
+
+class BadPicture(Endless):
+    """Can't show itself."""
+
+    def render(self):
+        raise RuntimeError("no picture today")
+
+
 def same_step(num_envs, **kwargs):
     """A vector environment that resets in the step that ends the episode."""
     return gym.vector.SyncVectorEnv([Probe1] * num_envs, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
 
 
-for world in [*World.__subclasses__(), Probe5]:
+for world in [*World.__subclasses__(), Probe5, NanReward, BadPicture]:
     gym.register(world.__name__, world)
 gym.register("SameStep", vector_entry_point=same_step)
