@@ -3,7 +3,7 @@
     python ppo.py --env-id CartPole-v1                   # train: a progress bar, then where everything is
     python ppo.py --env-id my_envs:MyEnv-v0 --seed 2     # your own environment, registered in ./my_envs.py
     python ppo.py --resume runs/NAME                     # go on where a run stopped
-    torchrun --nproc-per-node=2 ppo.py --num-envs 64     # one run in two processes
+    torchrun --standalone --nproc-per-node=2 ppo.py --num-envs 64    # one run in two processes
 
 PPO (Schulman et al., 2017, arXiv:1707.06347) collects a rollout with the current policy, estimates advantages with GAE
 (Schulman et al., 2015, arXiv:1506.02438), then takes a few epochs of minibatch steps on a clipped objective that keeps
@@ -108,7 +108,7 @@ class Args:
     stop_return: float | None = None
     """stop early, once the mean return of the last 100 training episodes reaches this"""
     num_envs: int = 4
-    """parallel environments; more make each step cheaper and the data more diverse, but updates rarer"""
+    """parallel environments, over all processes; more make steps cheaper and data more diverse, but updates rarer"""
     num_steps: int = 128
     """steps per environment and iteration; one iteration learns from num_envs * num_steps steps"""
 
@@ -644,7 +644,9 @@ stop_signals: list[int] = []  # what has asked the program to stop
 def request_stop(signum: int, frame: Any) -> None:
     """Signal handler: training ends after the iteration in hand; the same signal again ends the program at once."""
     stop_signals.append(signum)
-    signal.signal(signum, signal.SIG_DFL)
+    signal.signal(
+        signum, signal.SIG_IGN if dist.is_initialized() else signal.SIG_DFL
+    )  # torchrun passes signals on again
 
 
 def train(args: Args) -> dict[str, Any]:
@@ -659,6 +661,8 @@ def train(args: Args) -> dict[str, Any]:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # CUDA has no deterministic matmul without it
     device = pick_device(args)
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():  # started by torchrun: one run in several processes
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
@@ -742,16 +746,11 @@ def train(args: Args) -> dict[str, Any]:
 
     def pack() -> bytes:
         """All that training needs to go on from here."""
+        moments = [{k: torch.as_tensor(x) for k, x in vars(stats).items()} for stats in (obs_stats, return_stats)]
         state = {"args": asdict(replace(args, resume=None)), "iteration": iteration, "global_step": global_step}
-        state |= {
-            "agent": agent.state_dict(),
-            "adam": (adam_mean, adam_square, adam_step),
-            "episodes": [*last_episodes],
-        }
-        state["stats"] = [
-            {k: torch.as_tensor(x) for k, x in vars(stats).items()} for stats in (obs_stats, return_stats)
-        ]
+        state |= {"agent": agent.state_dict(), "adam": [adam_mean, adam_square, adam_step], "stats": moments}
         state |= {"torch_rng": torch.get_rng_state(), "numpy_rng": rng.bit_generator.state}
+        state["episodes"] = list(last_episodes)
         buffer = io.BytesIO()
         torch.save(state, buffer)
         return buffer.getvalue()
@@ -795,7 +794,8 @@ def train(args: Args) -> dict[str, Any]:
             writer = SummaryWriter(run_dir, purge_step=global_step + 1 if args.resume else None)
         except OSError as error:
             fail(f"no run can be written here: {error}")
-        save()
+        if not args.resume:
+            save()
         table = "\n".join(f"| {name} | {value} |" for name, value in asdict(args).items())
         writer.add_text("args", f"| argument | value |\n| --- | --- |\n{table}", global_step)
         if args.track:
@@ -880,19 +880,17 @@ def train(args: Args) -> dict[str, Any]:
                     break
 
         # Log: means over the minibatches, and statistics of the batch's valid samples
-        losses = {name: all_sum(torch.stack([past[name] for past in diagnostics]).mean()) for name in diagnostics[0]}
-        losses["grad_norm"] = torch.stack(grad_norms).mean()
+        sums = all_sum(torch.stack([torch.stack([*past.values()]) for past in diagnostics]).mean(0))
+        losses = dict(zip(diagnostics[0], sums, strict=True)) | {"grad_norm": torch.stack(grad_norms).mean()}
         weights = batch["valid"] / all_sum(batch["valid"].sum()).clamp(min=1)
-        means, spread = {}, {}
-        batch["errors"] = batch["returns"] - batch["values"]
-        batch["max_entropy"] = (~batch["forbidden"]).sum(-1).log().sum(-1)
-        for name in ("advantages", "returns", "errors", "max_entropy"):
-            means[name] = all_sum(batch[name] @ weights)
-            spread[name] = all_sum((batch[name] - means[name]) ** 2 @ weights)
-        losses["relative_entropy"] = losses["entropy"] / means["max_entropy"].clamp(1e-8)
-        losses["residual_variance"] = spread["errors"] / spread["returns"].clamp(1e-8)
+        errors, uniform_entropy = batch["returns"] - batch["values"], (~batch["forbidden"]).sum(-1).log().sum(-1)
+        samples = torch.stack([batch["advantages"], batch["returns"], errors, uniform_entropy])
+        means = all_sum(samples @ weights)
+        advantage_var, return_var, error_var, _ = all_sum((samples - means.unsqueeze(1)) ** 2 @ weights)
+        losses["relative_entropy"] = losses["entropy"] / means[3].clamp(1e-8)
+        losses["residual_variance"] = error_var / return_var.clamp(1e-8)
         losses["explained_variance"] = 1 - losses["residual_variance"]
-        losses["advantage_mean"], losses["advantage_std"] = means["advantages"], spread["advantages"].sqrt()
+        losses["advantage_mean"], losses["advantage_std"] = means[0], advantage_var.sqrt()
         metrics = {f"losses/{name}": value.item() for name, value in losses.items()}
         if broken := [name for name, value in metrics.items() if not math.isfinite(value)]:
             fail(f"before step {global_step}, no longer finite: {', '.join(broken)}; lower --learning-rate?")
