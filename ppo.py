@@ -25,6 +25,7 @@ for Discrete), K = choices of the component that has most.
 # ]
 # ///
 
+import atexit
 import copy
 import importlib.util
 import io
@@ -43,10 +44,11 @@ import threading
 import time
 import traceback
 import warnings
+import zipfile
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -178,12 +180,15 @@ def check_args(args: Args) -> None:
                 fail(f"--{name.replace('_', '-')} must be from {low} to {high}, not {value}")
     if args.resume and args.evaluate:
         fail("--resume trains and --evaluate does not: give one of them")
+    if "" in (args.resume, args.evaluate):
+        fail("--resume and --evaluate need the folder of a run")
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     if args.num_envs % world_size:
         fail(f"--num-envs {args.num_envs} must divide among the {world_size} processes")
     batch_size = args.num_envs * args.num_steps
     if batch_size % (args.num_minibatches * world_size):
-        fail(f"--num-minibatches {args.num_minibatches} must divide num_envs * num_steps, which is {batch_size}")
+        share = f" in {world_size} processes" if world_size > 1 else ""
+        fail(f"--num-minibatches {args.num_minibatches} must divide num_envs * num_steps, which is {batch_size}{share}")
     if args.norm_adv and args.num_minibatches == batch_size:
         fail(f"--num-minibatches {batch_size} leaves one sample each, with advantage 0: fewer, or --no-norm-adv")
     if args.total_timesteps < batch_size:
@@ -294,6 +299,10 @@ class RunningMeanStd:
     def normalize(self, x: np.ndarray, center: bool = True) -> np.ndarray:
         """In units of the standard deviation, clipped to ±10; `center` subtracts the mean first."""
         return np.clip((x - self.mean * center) / np.sqrt(self.var + 1e-8), -10, 10)
+
+    def load(self, state: dict[str, torch.Tensor]) -> None:
+        """Take over a saved state. Raises ValueError if it is of another shape."""
+        vars(self).update({name: state[name].numpy().reshape(np.shape(x)) for name, x in vars(self).items()})
 
     def share(self, before: "RunningMeanStd") -> None:
         """Take in what the other processes have seen since `before`, the state that all had in common."""
@@ -465,12 +474,13 @@ def compute_gradient(agent: Agent, params: list, batch: dict, clip_coef: float, 
 
 
 def make_run_dir(args: Args) -> Path:
-    """A new folder for this run, which no other run has or gets."""
+    """A new folder for this run, which no other run has or gets. Raises OSError."""
     name = re.sub(r"[^\w.+-]", "_", f"{args.env_id}__{args.exp_name}__{args.seed}")
+    Path("runs").mkdir(exist_ok=True)
     for timestamp in itertools.count(int(time.time())):
         run_dir = Path("runs", f"{name}__{timestamp}")
         try:
-            run_dir.mkdir(parents=True)
+            run_dir.mkdir()
             return run_dir
         except FileExistsError:
             pass  # another run of this name began in the same second
@@ -478,31 +488,41 @@ def make_run_dir(args: Args) -> Path:
 
 def save_checkpoint(checkpoint: bytes, run_dir: Path) -> None:
     """Replace the run's checkpoint so that a kill at any instant leaves a whole one, old or new. Raises OSError."""
-    with open(run_dir / "checkpoint.pt.new", "wb") as file:
-        file.write(checkpoint)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(file.name, run_dir / "checkpoint.pt")
+    new = run_dir / "checkpoint.pt.new"
+    try:
+        with open(new, "wb") as file:
+            file.write(checkpoint)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(run_dir / "checkpoint.pt")
+    finally:
+        new.unlink(missing_ok=True)  # a part of it would fill a full disk
 
 
-def load_checkpoint(source: str | io.BytesIO, agent: Agent | None = None) -> dict[str, Any]:
-    """What a run saved, from its folder, a file, or memory, with `args` as Args; its parameters go into `agent`.
+@contextmanager
+def reading(source: str | io.BytesIO) -> Iterator[None]:
+    """Inside, anything that a damaged or foreign checkpoint can lead to ends the program with SystemExit(2)."""
+    try:
+        yield
+    except Exception as error:
+        reason = "of another environment or network" if "size mismatch" in str(error) else "damaged"
+        fail(f"{source} is {reason}, or not a checkpoint of {Path(__file__).name} ({type(error).__name__})")
 
-    A checkpoint is data, and can't run code. Raises SystemExit(2) if it is missing, damaged, or of something else.
+
+def load_checkpoint(source: str | io.BytesIO) -> dict[str, Any]:
+    """What a run saved, from its folder, a file, or memory, with `args` as Args.
+
+    A checkpoint is data, and can't run code. Raises SystemExit(2) if it is missing, damaged, or something else.
     """
     if isinstance(source, str):
         source = os.path.join(source, "checkpoint.pt") if os.path.isdir(source) else source
         if not os.path.isfile(source):
             fail(f"{source} does not exist: give the folder of a run in runs/, or its checkpoint.pt")
-    try:
+    with reading(source):
         checkpoint = torch.load(source, map_location="cpu", weights_only=True)
-        args = Args(**checkpoint["args"])
-        if agent:
-            agent.load_state_dict(checkpoint["agent"])
-    except Exception as error:  # there is no end to what a damaged or foreign file can lead to
-        reason = "of another environment or network" if "size mismatch" in str(error) else "damaged"
-        fail(f"{source} is {reason}, or not a checkpoint of {Path(__file__).name} ({type(error).__name__})")
-    return checkpoint | {"args": args}
+        if zipfile.ZipFile(source).testzip():  # torch.load does not look at checksums
+            raise ValueError
+        return checkpoint | {"args": Args(**checkpoint["args"])}
 
 
 def parse_args(argv: list[str] | None = None) -> Args:
@@ -543,21 +563,27 @@ def play(source: str | io.BytesIO, args: Args, episodes: int, film: str = "", ma
     envs = make_film_envs(args, film) if film else make_envs(replace(args, num_envs=1))
     obs_size = gym.spaces.flatdim(envs.single_observation_space)
     env_actions, (missing, first_choice) = envs.action_space, action_choices(envs.single_action_space)
-    agent, obs_stats, rng = Agent(obs_size, missing.size), RunningMeanStd(), np.random.default_rng(args.seed)
-    checkpoint = load_checkpoint(source, agent)
-    vars(obs_stats).update({name: x.numpy() for name, x in checkpoint["stats"][0].items()})
+    agent, obs_stats, rng = Agent(obs_size, missing.size), RunningMeanStd((obs_size,)), np.random.default_rng(args.seed)
+    checkpoint = load_checkpoint(source)
+    with reading(source):
+        agent.load_state_dict(checkpoint["agent"])
+        obs_stats.load(checkpoint["stats"][0])
     policy = numpy_network(agent.actor)
 
     results = []
     for episode in range(episodes):
-        obs, info = envs.reset(seed=args.seed if episode == 0 else None)
         episode_return, length, ended = 0.0, 0, np.array([False])
         while not (ended or stop_signals or length >= max_steps):
-            obs = obs_stats.normalize(obs.reshape(1, -1)) if args.norm_obs else obs.reshape(1, -1)
-            forbidden = np.broadcast_to(forbidden_choices(info, missing, ended), (1, *missing.shape))
-            actions = sample_actions(policy(obs.astype(np.float32)), forbidden, rng.gumbel(size=forbidden.shape))
-            env_action = (actions + first_choice).reshape(env_actions.shape).astype(env_actions.dtype)
-            obs, reward, terminated, truncated, info = envs.step(env_action)
+            try:
+                if length == 0:
+                    obs, info = envs.reset(seed=args.seed if episode == 0 else None)
+                obs = obs_stats.normalize(obs.reshape(1, -1)) if args.norm_obs else obs.reshape(1, -1)
+                forbidden = np.broadcast_to(forbidden_choices(info, missing, ended), (1, *missing.shape))
+                actions = sample_actions(policy(obs.astype(np.float32)), forbidden, rng.gumbel(size=forbidden.shape))
+                env_action = (actions + first_choice).reshape(env_actions.shape).astype(env_actions.dtype)
+                obs, reward, terminated, truncated, info = envs.step(env_action)
+            except Exception as error:
+                fail(f"{args.env_id} failed in step {length} of episode {episode}: {describe(error)}")
             episode_return, length, ended = episode_return + reward.item(), length + 1, terminated | truncated
         if ended:
             results.append((episode_return, length))
@@ -581,7 +607,7 @@ def evaluate(args: Args) -> list[tuple[float, int]]:
             f"{len(results)} episodes of {args.env_id} with the policy of step {step:,}: length {lengths.mean():.1f}, "
             f"return {returns.mean():.2f} ± {returns.std():.2f} ({returns.min():.2f} to {returns.max():.2f})"
         )
-    if folder:
+    if folder and any(Path(folder).glob("*.mp4")):
         print(f"Filmed in {folder}")
     if stop_signals:
         raise SystemExit(128 + stop_signals[0])
@@ -601,7 +627,7 @@ def start_wandb(args: Args, run_dir: Path) -> Any:
     try:
         names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": run_dir.name}
         run = wandb.init(**names, id=run_dir.name[-64:], resume="allow", config=asdict(args), dir=run_dir)
-    except wandb.Error as error:
+    except Exception as error:  # whatever it is, W&B did not want this run
         if not args.resume:
             shutil.rmtree(run_dir)
         fail(f"--track: {error} (log in with `wandb login`, or go without network: WANDB_MODE=offline)")
@@ -661,27 +687,36 @@ def train(args: Args) -> dict[str, Any]:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # CUDA has no deterministic matmul without it
     device = pick_device(args)
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():  # started by torchrun: one run in several processes
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group()  # gloo between CPUs, nccl between GPUs
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
     T, N = args.num_steps, args.num_envs // world_size
     local_size, batch_size = T * N, T * args.num_envs
     num_iterations = args.total_timesteps // batch_size
+    checkpoint = load_checkpoint(args.resume) if args.resume else {"iteration": 0, "global_step": 0}
+    iteration, global_step = checkpoint["iteration"], checkpoint["global_step"]  # what is done
+    if iteration >= num_iterations:
+        fail(f"{args.resume} has done all its {global_step} steps: raise --total-timesteps to go on")
 
-    envs = make_envs(replace(args, num_envs=N))
-    obs_size = gym.spaces.flatdim(envs.single_observation_space)
-    env_actions, (missing, first_choice) = envs.action_space, action_choices(envs.single_action_space)
-
-    if args.capture_video:  # before anything is made: can it be filmed?
+    if args.capture_video:  # can it be filmed? Asked before anything is made
         with tempfile.TemporaryDirectory() as folder:
             make_film_envs(args, f"{folder}/test").close()
 
-    torch.manual_seed(args.seed)
+    # Processes and resumed runs have seeds of their own, by a hash, as vector environments use seed, seed + 1, …
+    seeds = [args.seed, iteration, rank]
+    env_seed = int(np.random.SeedSequence(seeds).generate_state(1)[0] // 2)
+    random.seed(env_seed)
+    np.random.seed(env_seed)  # noqa: NPY002 (for environments that use it)
+    rng = np.random.default_rng(seeds)
+    torch.manual_seed(args.seed)  # the same in all processes, so that they begin with the same parameters
     if device.type != "cpu":  # whose algorithms repeat exactly anyway
         torch.use_deterministic_algorithms(args.torch_deterministic)
     torch.set_num_threads(1)  # these networks are too small to be shared out
+
+    envs = make_envs(replace(args, num_envs=N))
+    atexit.register(envs.close)  # also after an error, so that the processes of async environments end quietly
+    obs_size = gym.spaces.flatdim(envs.single_observation_space)
+    env_actions, (missing, first_choice) = envs.action_space, action_choices(envs.single_action_space)
     agent = Agent(obs_size, missing.size).to(device)
     params = list(agent.parameters())
     flat = nn.utils.parameters_to_vector(params).detach()  # one tensor, of which the parameters become views: clipping
@@ -709,38 +744,30 @@ def train(args: Args) -> dict[str, Any]:
     last_episodes = deque(maxlen=100)
     ended = np.zeros(N, bool)  # did the last step end the episode, so that the next one only resets?
 
-    iteration = global_step = 0  # what is done
     if args.resume:
-        checkpoint = load_checkpoint(args.resume, agent)
-        iteration, global_step = checkpoint["iteration"], checkpoint["global_step"]
-        for state, saved in zip((adam_mean, adam_square, adam_step), checkpoint["adam"], strict=True):
-            state.copy_(saved)
-        for stats, saved in zip((obs_stats, return_stats), checkpoint["stats"], strict=True):
-            vars(stats).update({name: x.numpy() for name, x in saved.items()})
-        last_episodes.extend(checkpoint["episodes"])
-        torch.set_rng_state(checkpoint["torch_rng"])
-        if iteration >= num_iterations:
-            fail(f"{args.resume} has done all its {global_step} steps: raise --total-timesteps to go on")
-
-    # Processes and resumed runs have seeds of their own, by a hash, as vector environments use seed, seed + 1, …
-    seeds = [args.seed, iteration, rank]
-    env_seed = int(np.random.SeedSequence(seeds).generate_state(1)[0] // 2)
-    random.seed(env_seed)
-    np.random.seed(env_seed)  # noqa: NPY002 (for environments that use it)
-    rng = np.random.default_rng(seeds)
-    if args.resume and rank == 0:
-        rng.bit_generator.state = checkpoint["numpy_rng"]
+        with reading(args.resume):
+            agent.load_state_dict(checkpoint["agent"])
+            for state, saved in zip((adam_mean, adam_square, adam_step), checkpoint["adam"], strict=True):
+                state.copy_(saved)
+            obs_stats.load(checkpoint["stats"][0])
+            return_stats.load(checkpoint["stats"][1])
+            last_episodes.extend(checkpoint["episodes"])
+            torch.set_rng_state(checkpoint["torch_rng"])
+            if rank == 0:
+                rng.bit_generator.state = checkpoint["numpy_rng"]
 
     def save() -> None:
         """Put curves and checkpoint on disk. Where that fails, say so, and go on."""
         nonlocal writer, saved_time
         saved_time = time.time()
+        failed = False
         try:
             try:
                 writer.flush()  # first, so that the curves are never behind the checkpoint
             except OSError:  # which a writer does not survive
-                writer = SummaryWriter(run_dir)
+                failed = True
             save_checkpoint(pack(), run_dir)
+            writer = SummaryWriter(run_dir) if failed else writer
         except OSError as error:
             print(f"\nWARNING: training goes on, but can't be saved at step {global_step}: {error}", file=sys.stderr)
 
@@ -760,13 +787,16 @@ def train(args: Args) -> dict[str, Any]:
         folder = run_dir / "videos" / f"step-{global_step:09}"
 
         def filmed(job: Future) -> None:
-            if job.exception():
+            video = next(folder.glob("*.mp4"), None)
+            if not video and not job.cancelled():
                 print(f"\nWARNING: nothing in {folder}: {job.exception()!r}", file=sys.stderr)
-            elif tracker:
-                video = sys.modules["wandb"].Video(str(next(folder.glob("*.mp4"))), caption=folder.name)
-                tracker.log({"videos/episode": video})
+            elif video and tracker:
+                tracker.log({"videos/episode": sys.modules["wandb"].Video(str(video), caption=folder.name)})
 
-        recorder.submit(play, io.BytesIO(pack()), args, 1, str(folder), 2000).add_done_callback(filmed)
+        try:
+            recorder.submit(play, io.BytesIO(pack()), args, 1, str(folder), 2000).add_done_callback(filmed)
+        except BrokenExecutor as error:
+            print(f"\nWARNING: nothing in {folder}: {error}", file=sys.stderr)
 
     def observe(t: int, next_obs: np.ndarray, info: dict) -> None:
         """Keep what the policy sees, and may do, at step t."""
@@ -824,11 +854,11 @@ def train(args: Args) -> dict[str, Any]:
             env_action = (actions[t] + first_choice).reshape(env_actions.shape).astype(env_actions.dtype)
             try:
                 next_obs, reward, terminated[t], truncated[t], info = envs.step(env_action)
+                valid[t] = ~ended  # else this step only reset, and ignored its action
+                ended = terminated[t] | truncated[t]
+                observe(t + 1, next_obs, info)
             except Exception as error:
                 fail(f"{args.env_id} failed after step {global_step + t * args.num_envs}: {describe(error)}")
-            valid[t] = ~ended  # else this step only reset, and ignored its action
-            ended = terminated[t] | truncated[t]
-            observe(t + 1, next_obs, info)
             rewards[t] = reward
             if args.norm_reward:  # by the spread of the discounted return, which starts anew with each episode
                 discounted_return = discounted_return * args.gamma + reward
@@ -938,9 +968,10 @@ def train(args: Args) -> dict[str, Any]:
         print("  watch the curves   tensorboard --logdir runs")
         print(f"  evaluate           {command} --evaluate {run_dir}")
         print(f"  film               {command} --evaluate {run_dir} --capture-video")
-        longer = "" if iteration < num_iterations else f" --total-timesteps {2 * args.total_timesteps}"
-        print(f"  go on              {command} --resume {run_dir}{longer}")
+        more = "" if stops else " --stop-return None" if solved else f" --total-timesteps {2 * args.total_timesteps}"
+        print(f"  go on              {command} --resume {run_dir}{more}")
     if dist.is_initialized():
+        all_gather([])  # torchrun ends all processes when one has ended with an error code: not before all is saved
         dist.destroy_process_group()
     if stops:
         raise SystemExit(128 + stops[0])
