@@ -29,6 +29,8 @@ SHORT = {"num_steps": 16, "total_timesteps": 640}  # 10 iterations of 64 steps
 
 
 def resume(run_dir, *args):
+    """In the next second: TensorBoard sorts the files of a folder by the second in which they began."""
+    time.sleep(1 - time.time() % 1)
     return train(parse_args(["--resume", str(run_dir), *args]))
 
 
@@ -249,7 +251,6 @@ ppo.train(ppo.parse_args())
         assert process.returncode == -signal.SIGKILL
         folder = run_folder()
         assert load_checkpoint(str(folder))["iteration"] == (4 if moment == "after the rename" else 3)
-        time.sleep(1)  # as TensorBoard sorts the files of several processes by the second in which they began
         result = resume(folder)
         assert list(scalars(result)["charts/SPS"]) == list(range(64, 641, 64))
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import multiprocessing
 import os
 import signal
 import struct
@@ -52,7 +53,13 @@ def read_wandb(folder):
         if record.HasField("run"):
             run = record.run
         if record.HasField("history"):
-            row = {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+            row = {}
+            for item in record.history.item:  # a dictionary comes as one value, or as one for each of its keys
+                *parents, key = item.nested_key or [item.key]
+                place = row
+                for parent in parents:
+                    place = place.setdefault(parent, {})
+                place[key] = json.loads(item.value_json)
             history.setdefault(row["_step"], {}).update(row)
     config = {item.key: json.loads(item.value_json) for item in run.config.update}
     return run, config, history
@@ -211,11 +218,27 @@ class TestVideos:
         assert "worlds:Probe1 can't be made to be filmed" in error and "render_mode" in error
         assert list(Path().iterdir()) == []
 
-    def test_a_broken_picture_does_not_end_the_training(self, capsys):
+    def test_a_broken_picture_does_not_end_the_training(self, capfd):
         result = train(Args(env_id="worlds:BadPicture", num_steps=16, total_timesteps=640, capture_video=True))
         assert result["global_step"] == 640
-        error = capsys.readouterr().err
-        assert error.count("WARNING: nothing in ") == 11 and "no picture today" in error
+        error = capfd.readouterr().err
+        assert error.count("WARNING: nothing in ") == error.count("RuntimeError: no picture today (") == 11
+
+    def test_the_filming_process_may_die(self, monkeypatch, capsys):
+        """Training goes on, and says at each video that there is none."""
+        calls, compute_gae = [], ppo.compute_gae
+
+        def kill(*args):
+            calls.append(args)
+            if len(calls) == 5:
+                os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+                wait_for(lambda: not multiprocessing.active_children())
+            return compute_gae(*args)
+
+        monkeypatch.setattr(ppo, "compute_gae", kill)
+        result = train(Args(num_steps=16, total_timesteps=1280, capture_video=True))
+        assert result["global_step"] == 1280
+        assert capsys.readouterr().err.count("WARNING: nothing in ") >= 8
 
     def test_the_process_that_films_ends_with_the_one_that_trains(self):
         """Even if that is killed."""
