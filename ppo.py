@@ -468,9 +468,11 @@ def ppo_loss(agent: Agent, batch: dict, clip_coef: float, args: Args) -> tuple[t
 
 
 def compute_gradient(agent: Agent, params: list, batch: dict, clip_coef: float, args: Args) -> tuple:
-    """The gradient of the loss in one vector, and the diagnostics."""
+    """The gradient of the loss over all processes, in one vector and clipped (detail 11), and the diagnostics."""
     loss, diagnostics = ppo_loss(agent, batch, clip_coef, args)
-    return torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, params)]), diagnostics
+    gradient = all_sum(torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, params)]))
+    diagnostics["grad_norm"] = gradient.norm()
+    return gradient * (args.max_grad_norm / (diagnostics["grad_norm"] + 1e-6)).clamp(max=1), diagnostics
 
 
 def make_run_dir(args: Args) -> Path:
@@ -892,7 +894,7 @@ def train(args: Args) -> dict[str, Any]:
             batch["logprobs"], _ = agent.evaluate(batch["obs"], batch["forbidden"], batch["actions"])
 
         # Update: a few epochs over the batch, in minibatches that are shuffled anew each time (detail 6)
-        diagnostics, grad_norms = [], []
+        diagnostics = []
         for _ in range(args.update_epochs):
             order = torch.randperm(local_size).to(device).view(args.num_minibatches, -1)
             epoch = {name: x[order] for name, x in batch.items()}
@@ -900,8 +902,6 @@ def train(args: Args) -> dict[str, Any]:
             for i in range(args.num_minibatches):
                 grad, diagnosis = gradient(agent, params, {name: x[i] for name, x in epoch.items()}, clip_coef, args)
                 diagnostics.append(diagnosis)
-                grad_norms.append(all_sum(grad).norm())
-                grad *= (args.max_grad_norm / (grad_norms[-1] + 1e-6)).clamp(max=1)  # detail 11
                 state = [flat], [grad], [adam_mean], [adam_square], [], [adam_step]
                 adam(*state, lr=learning_rate, fused=True, **adam_options)
             if args.target_kl is not None:  # detail c
@@ -911,7 +911,8 @@ def train(args: Args) -> dict[str, Any]:
 
         # Log: means over the minibatches, and statistics of the batch's valid samples
         sums = all_sum(torch.stack([torch.stack([*past.values()]) for past in diagnostics]).mean(0))
-        losses = dict(zip(diagnostics[0], sums, strict=True)) | {"grad_norm": torch.stack(grad_norms).mean()}
+        losses = dict(zip(diagnostics[0], sums, strict=True))
+        losses["grad_norm"] /= world_size  # of which each process has the whole, not a part
         weights = batch["valid"] / all_sum(batch["valid"].sum()).clamp(min=1)
         errors, uniform_entropy = batch["returns"] - batch["values"], (~batch["forbidden"]).sum(-1).log().sum(-1)
         samples = torch.stack([batch["advantages"], batch["returns"], errors, uniform_entropy])

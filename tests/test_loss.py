@@ -192,14 +192,19 @@ def test_the_first_ratio_is_1():
         assert diagnostics[name].item() == 0
 
 
-def test_the_gradient_is_that_of_all_parameters():
+def test_the_global_gradient_norm_is_clipped():
     torch.manual_seed(0)
     agent = Agent(5, 6)
     params, batch = list(agent.parameters()), weighed(random_batch(agent))
     loss, _ = ppo_loss(agent, batch, 0.2, Args())
     loss.backward()
-    gradient, _ = compute_gradient(agent, params, batch, 0.2, Args())
-    torch.testing.assert_close(gradient, torch.cat([param.grad.flatten() for param in params]))
+    raw = torch.cat([param.grad.flatten() for param in params])
+    clipped, diagnostics = compute_gradient(agent, params, batch, 0.2, Args(max_grad_norm=0.01))
+    assert diagnostics["grad_norm"].item() == pytest.approx(raw.norm().item(), rel=1e-5)
+    assert clipped.norm().item() == pytest.approx(0.01, rel=1e-3)
+    torch.testing.assert_close(clipped / clipped.norm(), raw / raw.norm())
+    small, _ = compute_gradient(agent, params, batch, 0.2, Args(max_grad_norm=1e6))
+    torch.testing.assert_close(small, raw)
 
 
 def test_compiled_and_eager_updates_agree(monkeypatch):

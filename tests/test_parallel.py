@@ -123,9 +123,10 @@ def learn_from(batch):
     learned = []
     for i in range(2):
         row = {name: x[i] for name, x in batch.items()}
-        gradient, diagnostics = compute_gradient(agent, list(agent.parameters()), row, 0.2, Args())
-        diagnostics = {name: all_sum(x).item() for name, x in diagnostics.items()}
-        learned.append((all_sum(gradient), diagnostics, row["advantages"]))
+        gradient, diagnostics = compute_gradient(agent, list(agent.parameters()), row, 0.2, Args(max_grad_norm=1e9))
+        norm = diagnostics.pop("grad_norm").item()
+        diagnostics = {name: all_sum(x).item() for name, x in diagnostics.items()} | {"grad_norm": norm}
+        learned.append((gradient, diagnostics, row["advantages"]))
     return learned
 
 
