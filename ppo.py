@@ -178,10 +178,8 @@ def check_args(args: Args) -> None:
             value = getattr(args, name)
             if value is not None and not (isinstance(value, type(low) | int) and low <= value <= high):
                 fail(f"--{name.replace('_', '-')} must be from {low} to {high}, not {value}")
-    if args.resume and args.evaluate:
-        fail("--resume trains and --evaluate does not: give one of them")
-    if "" in (args.resume, args.evaluate):
-        fail("--resume and --evaluate need the folder of a run")
+    if (args.resume and args.evaluate) or "" in (args.resume, args.evaluate):
+        fail("--resume (to train) or --evaluate (to play) needs the folder of a run: give one of them")
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     if args.num_envs % world_size:
         fail(f"--num-envs {args.num_envs} must divide among the {world_size} processes")
@@ -536,12 +534,11 @@ def parse_args(argv: list[str] | None = None) -> Args:
     if not (args.resume or args.evaluate):
         return args
     saved = load_checkpoint(args.resume or args.evaluate)["args"]
-    saved = replace(saved, capture_video=saved.capture_video and not args.evaluate)
+    may_change = "resume|total_.*|stop_.*|save_.*|track|wandb_.*|capture_.*|compile|cuda|device|torch_.*"
+    if args.evaluate:
+        saved = replace(saved, capture_video=False, track=False, compile=False)
+        may_change = "resume|evaluate|eval_.*|capture_.*|seed"
     args = tyro.cli(Args, args=argv, default=saved)
-    may_change = (
-        "resume|evaluate|eval_.*|capture_.*|save_.*|total_.*|stop_.*|compile|cuda|device|torch_.*|track|wandb_.*"
-    )
-    may_change += "|seed" if args.evaluate else ""
     for name, value in asdict(args).items():
         if value != getattr(saved, name) and not re.fullmatch(may_change, name):
             fail(f"--{name.replace('_', '-')} {value} can't be: the run was started with {getattr(saved, name)}")
@@ -808,9 +805,6 @@ def train(args: Args) -> dict[str, Any]:
             next_obs = obs_stats.normalize(next_obs)
         obs[t], forbidden[t] = next_obs, forbidden_choices(info, missing, ended)
 
-    def tensor(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(device)
-
     shared_stats = copy.copy(obs_stats), copy.copy(return_stats)  # as all processes have them
     try:
         observe(T, *envs.reset(seed=env_seed))
@@ -886,11 +880,11 @@ def train(args: Args) -> dict[str, Any]:
         # Estimate. Values and old log-probabilities are those of the policy that collected the data: it has not changed
         # since, and one pass over the whole rollout costs a fraction of one at every step
         with torch.no_grad():
-            values = agent.value(tensor(obs)).cpu().numpy()
+            values = agent.value(torch.from_numpy(obs).to(device)).cpu().numpy()
             advantages = compute_gae(rewards, values, terminated, truncated, args.gamma, args.gae_lambda)
             batch = {"obs": obs[:T], "forbidden": forbidden[:T], "actions": actions, "valid": valid}
             batch |= {"values": values[:T], "advantages": advantages, "returns": advantages + values[:T]}
-            batch = {name: tensor(array).flatten(0, 1) for name, array in batch.items()}
+            batch = {name: torch.from_numpy(array).to(device).flatten(0, 1) for name, array in batch.items()}
             batch["logprobs"], _ = agent.evaluate(batch["obs"], batch["forbidden"], batch["actions"])
 
         # Update: a few epochs over the batch, in minibatches that are shuffled anew each time (detail 6)

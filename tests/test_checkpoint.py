@@ -382,7 +382,22 @@ class TestEvaluating:
         run_dir = train(Args(**SHORT))["run_dir"]
         assert "--env-id Acrobot-v1 " in fails(capsys, "--evaluate", run_dir, "--env-id", "Acrobot-v1")
         assert "--eval-episodes must be from 1" in fails(capsys, "--evaluate", run_dir, "--eval-episodes", 0)
+        assert "--device cpu " in fails(capsys, "--evaluate", run_dir, "--device", "cpu")
         assert "give one of them" in fails(capsys, "--evaluate", run_dir, "--resume", run_dir)
+
+    def test_what_training_needed_is_not_needed(self, monkeypatch):
+        """Compiler and tracking, for example."""
+        data = torch.load(train(Args(**SHORT))["run_dir"] / "checkpoint.pt", weights_only=True)
+        data["args"] |= {"compile": True, "track": True, "capture_video": True}
+        torch.save(data, "elsewhere.pt")
+        args = parse_args(["--evaluate", "elsewhere.pt"])
+        assert not (args.compile or args.track or args.capture_video)
+        assert len(evaluate(args)) == 10
+
+    def test_an_environment_that_breaks(self, capsys, monkeypatch):
+        run_dir = train(Args(env_id="worlds:Raising", num_steps=4, total_timesteps=16))["run_dir"]
+        error = fails(capsys, "--evaluate", run_dir)
+        assert "worlds:Raising failed in step 6 of episode 0: ValueError: the seventh step is broken (" in error
 
 
 class Hostile:
@@ -409,6 +424,25 @@ class TestForeignFiles:
         for length in (0, 1, 100, len(data) // 2, len(data) - 1):
             (run_dir / "checkpoint.pt").write_bytes(data[:length])
             assert "damaged" in fails(capsys, option, run_dir)
+
+    def test_flipped_bits(self, capsys):
+        """Which would be other weights, and go unnoticed without the checksums."""
+        file = train(Args(**SHORT))["run_dir"] / "checkpoint.pt"
+        data = bytearray(file.read_bytes())
+        flat = torch.load(file, weights_only=True)["agent"]["actor.0.weight"].flatten()[:8]
+        data[data.index(flat.numpy().tobytes()) + 5] ^= 16
+        file.write_bytes(data)
+        assert "damaged" in fails(capsys, "--evaluate", file)
+
+    def test_a_part_is_missing_or_of_another_shape(self, capsys):
+        saved = self.saved()
+        wrong = {"adam": [torch.zeros(3)] * 3, "stats": [{"mean": torch.zeros(7)}] * 2, "torch_rng": torch.zeros(5)}
+        wrong |= {"numpy_rng": {}, "episodes": 5, "agent": {}}
+        Path("odd").mkdir()
+        for name, value in wrong.items():
+            for odd in (saved | {name: value}, {key: x for key, x in saved.items() if key != name}):
+                torch.save(odd, "odd/checkpoint.pt")
+                assert "damaged" in fails(capsys, "--resume", "odd", "--total-timesteps", 1280)
 
     @pytest.mark.parametrize("option", ["--resume", "--evaluate"])
     def test_hostile(self, option, capsys):

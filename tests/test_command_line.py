@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import os
 import re
 import shutil
 import subprocess
@@ -154,7 +155,9 @@ MISTAKES = {
     "empty device": ({"device": ""}, "must be auto, cpu, cuda, cuda:N or mps"),
     "nothing to resume": ({"resume": "runs/nothing"}, "runs/nothing does not exist"),
     "nothing to evaluate": ({"evaluate": "runs/nothing"}, "runs/nothing does not exist"),
-    "both": ({"resume": "a", "evaluate": "b"}, "--resume trains and --evaluate does not"),
+    "both": ({"resume": "a", "evaluate": "b"}, "needs the folder of a run: give one of them"),
+    "resume nothing": ({"resume": ""}, "needs the folder of a run"),
+    "evaluate nothing": ({"evaluate": ""}, "needs the folder of a run"),
 }
 WHOLE, FRACTION = (0, -1, 10**20, 2.5), (-0.1, 1.1, float("nan"), float("inf"))
 SIZE = (-0.1, float("nan"), float("inf"), 1e30)
@@ -227,6 +230,16 @@ def test_an_environment_that_breaks_in_the_middle(env_id, message, changes, caps
     assert all(tensor.isfinite().all() for tensor in saved["agent"].values())
 
 
+def test_async_environments_end_quietly(tmp_path):
+    """After a mistake that is found when they run already: one line."""
+    args = ("--env-id", "worlds:NanReward", "--num-steps", "4", "--total-timesteps", "160")
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
+    command = [sys.executable, ROOT / "ppo.py", *args, "--vectorization", "async"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("ppo.py: error: ") and done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -247,13 +260,14 @@ def test_what_the_command_line_does_not_know(args, words, tmp_path):
 
 
 def test_nowhere_to_write(capsys, monkeypatch, tmp_path):
-    """`runs` is a file, or the disk takes nothing."""
-    (tmp_path / "runs").write_text("in the way")
-    with pytest.raises(SystemExit) as stopped:
-        train(Args(total_timesteps=512))
-    assert stopped.value.code == 2
-    assert "no run can be written here: " in capsys.readouterr().err
-    (tmp_path / "runs").unlink()
+    """`runs` is a file, or leads nowhere, or the disk takes nothing."""
+    for block in (lambda runs: runs.write_text("in the way"), lambda runs: runs.symlink_to("/nowhere/at/all")):
+        block(tmp_path / "runs")
+        with pytest.raises(SystemExit) as stopped:
+            train(Args(total_timesteps=512))
+        assert stopped.value.code == 2
+        assert "no run can be written here: " in capsys.readouterr().err
+        (tmp_path / "runs").unlink()
     monkeypatch.setattr(
         "pathlib.Path.write_text", lambda *args: (_ for _ in ()).throw(OSError(30, "Read-only file system"))
     )

@@ -238,6 +238,12 @@ class TestReproducing:
         for name, values in scalars(first).items():
             assert name == "charts/SPS" or values == scalars(second)[name]
 
+    def test_randomness_of_constructors_too(self):
+        """Environments that draw from the global generators when they are made get the same numbers every time."""
+        runs = [train(Args(env_id="worlds:Careless", num_steps=4, total_timesteps=32)) for _ in range(2)]
+        assert runs[0]["episodes"] == runs[1]["episodes"]
+        assert len(set(runs[0]["episodes"])) == 4
+
     def test_other_seed_other_run(self):
         """Other parameters to begin with, other episodes, other actions."""
         runs = [train(Args(seed=seed, total_timesteps=2048, learning_rate=0.0)) for seed in (1, 2)]

@@ -146,6 +146,14 @@ class TestTracking:
         assert "wandb login" in error and "WANDB_MODE=offline" in error
         assert list(Path().glob("runs/*")) == []
 
+    def test_an_unknown_mode(self, monkeypatch, capsys):
+        monkeypatch.setenv("WANDB_MODE", "sometimes")
+        with pytest.raises(SystemExit) as stopped:
+            train(Args(track=True, total_timesteps=512))
+        assert stopped.value.code == 2
+        assert "ppo.py: error: --track: " in capsys.readouterr().err
+        assert list(Path().glob("runs/*")) == []
+
     def test_without_wandb(self, monkeypatch, capsys):
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
         with pytest.raises(SystemExit) as stopped:

@@ -3,6 +3,7 @@
 Used as `--env-id worlds:NAME`.
 """
 
+import random
 from typing import ClassVar
 
 import gymnasium as gym
@@ -240,6 +241,16 @@ class NanObservation(World):
 
     def observe(self):
         return np.full(1, float("nan") if self.t == 7 else 0.0, np.float32)
+
+
+class Careless(World):
+    """Draws its reward from the global generators, when it is made."""
+
+    def __init__(self):
+        self.pay = np.random.rand() + random.random()  # noqa: NPY002
+
+    def reward(self, action):
+        return self.pay
 
 
 class Raising(World):
