@@ -3,8 +3,8 @@
     python benchmarks/versions.py afa8766         # any commit
 
 Also with options that cost something when they are used. A run's speed is that of its faster half of iterations, by the
-clock of its TensorBoard events, which leaves out most of what else the machine does. A row gives medians over rounds, of
-speeds and of ratios within a round. Results: `benchmarks/results/versions.json`.
+clock of its TensorBoard events, which leaves out most of what else the machine does. A row gives the medians over rounds
+of speeds and of ratios within a round. Results: `benchmarks/results/versions.json`.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -33,7 +34,7 @@ ROWS = {  # options: the row of the earlier commit to compare with
 def fast_half(run_dir: Path) -> float:
     """Steps per second of the faster half of the iterations, but for the first 20."""
     events = EventAccumulator(str(run_dir), {"scalars": 0}).Reload().Scalars("charts/SPS")[20:]
-    seconds = sorted(b.wall_time - a.wall_time for a, b in zip(events, events[1:], strict=False))
+    seconds = sorted(b.wall_time - a.wall_time for a, b in pairwise(events))
     half = seconds[: len(seconds) // 2]
     return (events[1].step - events[0].step) * len(half) / sum(half)
 
