@@ -625,7 +625,8 @@ def start_wandb(args: Args, run_dir: Path) -> Any:
 
     try:
         names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": run_dir.name}
-        run = wandb.init(**names, id=run_dir.name[-64:], resume="allow", config=asdict(args), dir=run_dir)
+        names |= {"id": run_dir.name[-64:], "resume": "allow", "dir": run_dir}
+        run = wandb.init(**names, config=asdict(args), allow_val_change=True)
     except Exception as error:  # whatever it is, W&B did not want this run
         if not args.resume:
             shutil.rmtree(run_dir)

@@ -2,9 +2,9 @@
 
     python benchmarks/versions.py afa8766         # any commit
 
-Also with options that cost something when they are used. A run's speed is that of its faster half of iterations, by the
-clock of its TensorBoard events, which leaves out most of what else the machine does. A row gives the medians over rounds
-of speeds and of ratios within a round. Results: `benchmarks/results/versions.json`.
+Also with options that cost something when they are used. A run's speed is that of the faster half of its iterations, by
+the clock of its TensorBoard events, which leaves out most of what else the machine does. A row has the medians over
+rounds. Results: `benchmarks/results/versions.json`.
 """
 
 import argparse
