@@ -629,7 +629,7 @@ def start_wandb(args: Args, run_dir: Path) -> Any:
         run = wandb.init(**names, config=asdict(args), allow_val_change=True)
     except Exception as error:  # whatever it is, W&B did not want this run
         if not args.resume:
-            shutil.rmtree(run_dir)
+            shutil.rmtree(run_dir, ignore_errors=True)
         fail(f"--track: {error} (log in with `wandb login`, or go without network: WANDB_MODE=offline)")
     shutil.copy(__file__, run.dir)
     run.save(os.path.join(run.dir, Path(__file__).name), base_path=run.dir)
@@ -817,6 +817,7 @@ def train(args: Args) -> dict[str, Any]:
     if rank == 0:
         try:
             run_dir = Path(args.resume.removesuffix("checkpoint.pt")) if args.resume else make_run_dir(args)
+            tracker = start_wandb(args, run_dir) if args.track else None
             (run_dir / "args.json").write_text(json.dumps(asdict(args), indent=2) + "\n")
             writer = SummaryWriter(run_dir, purge_step=global_step + 1 if args.resume else None)
         except OSError as error:
@@ -825,8 +826,6 @@ def train(args: Args) -> dict[str, Any]:
             save()
         table = "\n".join(f"| {name} | {value} |" for name, value in asdict(args).items())
         writer.add_text("args", f"| argument | value |\n| --- | --- |\n{table}", global_step)
-        if args.track:
-            tracker = start_wandb(args, run_dir)
         if args.capture_video:
             recorder = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=follow_parent)
     terminal = sys.stdout.isatty()
