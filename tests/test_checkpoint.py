@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import pickle
@@ -12,12 +13,13 @@ import subprocess
 import sys
 import time
 import zipfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import ppo
 import worlds
@@ -49,6 +51,12 @@ def wait_for(condition):
         assert time.time() < deadline
         time.sleep(0.01)
     return result
+
+
+def logged_steps(run_dir):
+    """All steps at which a run logged, in order and with what is there twice, as TensorBoard shows them."""
+    events = EventAccumulator(str(run_dir), {"scalars": 0}).Reload()
+    return [event.step for event in events.Scalars("charts/SPS")]
 
 
 def run_folder():
@@ -85,7 +93,7 @@ class TestResuming:
     @pytest.mark.parametrize("normalised", [False, True])
     def test_it_goes_on_as_if_it_had_never_stopped(self, snapshots, normalised):
         """Bit for bit, in a world where starting anew changes nothing: so all that matters is in the checkpoint."""
-        settings = {"norm_obs": normalised, "norm_reward": normalised, "learning_rate": 0.01, "save_interval": 0}
+        settings = {"norm_obs": normalised, "norm_reward": normalised, "learning_rate": 0.001, "save_interval": 0}
         whole = train(Args(env_id="worlds:Probe4", anneal_clip=True, **SHORT, **settings))
         copy = Path("copy")
         copy.mkdir()
@@ -117,6 +125,17 @@ class TestResuming:
         assert saved["episodes"] == result["episodes"]
         assert len(saved["torch_rng"]) > 1000 and saved["numpy_rng"]["state"]["state"] > 0
 
+    def test_statistics_go_on(self, monkeypatch):
+        """Those of observations, too: what was seen before counts, and the first observations of new episodes."""
+        first = counting(monkeypatch, norm_obs=True)
+        before = vars(first["obs_stats"]).copy()
+        monkeypatch.setattr(worlds.Counting, "created", 0)
+        after = resume(first["run_dir"], "--total-timesteps", "168")["obs_stats"]
+        assert (before["count"], after.count) == (3 * 41, 3 * 41 + 3 * 17)
+        new = (after.mean * after.count - before["mean"] * before["count"]) / (3 * 17)
+        np.testing.assert_allclose(new[0], 1)  # environments 0, 1, 2, equally often
+        assert 0 < new[1] < before["mean"][1]  # their episodes count from 0 again
+
     def test_episodes_start_anew_from_seeds_of_their_own(self, snapshots, minibatches):
         """Not those of the beginning; and resuming twice from one checkpoint gives the same numbers."""
         settings = {"update_epochs": 1, "num_minibatches": 1}
@@ -138,7 +157,7 @@ class TestResuming:
         assert second["run_dir"] == first["run_dir"]
         assert len(list(Path("runs").iterdir())) == 1
         logged = scalars(second)
-        assert list(logged["charts/learning_rate"]) == list(range(64, 1281, 64))  # no gap, no point twice
+        assert logged_steps(second["run_dir"]) == list(range(64, 1281, 64))  # no gap, no point twice
         rates = [0.01 * (1 - i / 10) for i in range(10)] + [0.01 * (1 - i / 20) for i in range(10, 20)]
         assert list(logged["charts/learning_rate"].values()) == pytest.approx(rates)
         for step, value in before["losses/value_loss"].items():
@@ -151,8 +170,10 @@ class TestResuming:
         """A killed run has logged more than it saved: that part of its curves is run, and drawn, again."""
         run_dir = train(Args(**SHORT, save_interval=0))["run_dir"]
         shutil.copy(snapshots[4], run_dir / "checkpoint.pt")
-        logged = scalars(resume(run_dir))
-        assert list(logged["charts/SPS"]) == list(range(64, 641, 64))
+        before = scalars({"run_dir": run_dir})["losses/policy_loss"]
+        after = scalars(resume(run_dir))["losses/policy_loss"]
+        assert logged_steps(run_dir) == list(range(64, 641, 64))
+        assert [step for step in after if after[step] != before[step]] == list(range(320, 641, 64))
 
     def test_speed_is_that_of_the_session(self, monkeypatch):
         """Steps of earlier sessions don't count as done in the seconds of this one."""
@@ -198,11 +219,49 @@ class TestResuming:
         run_dir = train(Args(**SHORT))["run_dir"]
         assert resume(run_dir / "checkpoint.pt", "--total-timesteps", "704")["run_dir"] == run_dir
 
-    @pytest.mark.parametrize(("interval", "saves"), [(0.0, 12), (1000.0, 2)])
+    @pytest.mark.parametrize(("interval", "saves"), [(0.0, 11), (1000.0, 2)])
     def test_how_often_to_save(self, interval, saves, snapshots):
         """At the start and at the end, and in between after so many seconds: 0 is after each iteration."""
-        train(Args(**SHORT, save_interval=interval))
-        assert len(snapshots) in (saves, saves - 1)
+        run_dir = train(Args(**SHORT, save_interval=interval))["run_dir"]
+        assert len(snapshots) == saves
+        resume(run_dir, "--total-timesteps", "704", "--save-interval", "1000")
+        assert len(snapshots) == saves + 1  # what is resumed need not be saved at once
+
+    def test_seconds_count_from_the_last_save(self, snapshots, monkeypatch):
+        """By a clock that runs a second each time that it is looked at."""
+        monkeypatch.setattr("time.time", itertools.count(10**9).__next__)
+        train(Args(**SHORT, save_interval=15))
+        assert 3 <= len(snapshots) <= 7
+
+    def test_curves_are_on_disk_before_the_checkpoint(self, monkeypatch):
+        """So a kill between the two leaves no gap."""
+        calls, save_checkpoint, flush = [], ppo.save_checkpoint, ppo.SummaryWriter.flush
+        monkeypatch.setattr(ppo, "save_checkpoint", lambda *args: calls.append("save") or save_checkpoint(*args))
+        monkeypatch.setattr(ppo.SummaryWriter, "flush", lambda self: calls.append("flush") or flush(self))
+        train(Args(**SHORT, save_interval=0))
+        assert calls[:24] == ["flush", "save"] * 11 + calls[22:24]
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            ("--track",),
+            ("--wandb-project-name", "other"),
+            ("--wandb-entity", "us"),
+            ("--capture-video",),
+            ("--compile",),
+            ("--no-cuda",),
+            ("--device", "cpu"),
+            ("--no-torch-deterministic",),
+            ("--save-interval", "7"),
+            ("--total-timesteps", "9999"),
+            ("--stop-return", "3"),
+        ],
+    )
+    def test_what_may_change(self, options):
+        run_dir = train(Args(**SHORT))["run_dir"]
+        name = options[0].removeprefix("--").removeprefix("no-").replace("-", "_")
+        before, after = (asdict(parse_args(["--resume", str(run_dir), *more])) for more in ((), options))
+        assert {key for key in before if before[key] != after[key]} == {name}
 
 
 class TestKilling:
@@ -223,7 +282,7 @@ class TestKilling:
         out, err = process.communicate()
         assert (process.returncode, err) == (0, "")
         assert "9,600/9,600 steps" in out
-        assert list(scalars({"run_dir": folder})["losses/entropy"]) == list(range(64, 9601, 64))
+        assert logged_steps(folder) == list(range(64, 9601, 64))
 
     @pytest.mark.parametrize("moment", ["half written", "before the rename", "after the rename"])
     def test_in_the_middle_of_a_save(self, moment):
@@ -251,8 +310,20 @@ ppo.train(ppo.parse_args())
         assert process.returncode == -signal.SIGKILL
         folder = run_folder()
         assert load_checkpoint(str(folder))["iteration"] == (4 if moment == "after the rename" else 3)
-        result = resume(folder)
-        assert list(scalars(result)["charts/SPS"]) == list(range(64, 641, 64))
+        resume(folder)
+        assert logged_steps(folder) == list(range(64, 641, 64))
+        assert not (folder / "checkpoint.pt.new").exists()
+
+    def test_a_second_signal_ends_at_once(self):
+        process = start("--env-id", "worlds:Sleepy", "--total-timesteps", 10**9)
+        run_folder()
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert process.poll() is None  # the iteration in hand has a long way to go
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGINT
 
     @pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
     @pytest.mark.parametrize("vectorization", ["auto", "async"])
@@ -273,8 +344,7 @@ ppo.train(ppo.parse_args())
         assert saved["global_step"] > 0
         assert f"Stopped: {saved['global_step']:,} steps" in out
         assert f"--resume {folder}\n" in out
-        steps = list(scalars({"run_dir": folder})["charts/SPS"])
-        assert steps == list(range(512, saved["global_step"] + 1, 512))
+        assert logged_steps(folder) == list(range(512, saved["global_step"] + 1, 512))
 
     def test_a_disk_that_takes_no_more(self):
         """Training goes on to the end, and says loudly that it can't save; what was saved stays."""
@@ -291,6 +361,8 @@ def save(*args):
 ppo.save_checkpoint = save
 result = ppo.train(ppo.parse_args())
 assert ppo.load_checkpoint(str(result["run_dir"]))["iteration"] == 10, "it saves again once there is room"
+from test_checkpoint import logged_steps
+assert logged_steps(result["run_dir"])[-3:] == [512, 576, 640], "and logs again"
 """
         process = start("--total-timesteps", 640, "--num-steps", 16, "--save-interval", 0, code=code)
         out, err = process.communicate()
@@ -313,6 +385,7 @@ assert ppo.load_checkpoint(str(result["run_dir"]))["iteration"] == 10, "it saves
             result = train(Args(**SHORT, save_interval=0))
         assert result["global_step"] == 640
         assert load_checkpoint(str(result["run_dir"]))["iteration"] == 3
+        assert not (result["run_dir"] / "checkpoint.pt.new").exists()  # which would take what space there is
         assert "No space left on device" in capsys.readouterr().err
         assert resume(result["run_dir"])["global_step"] == 640
 
@@ -384,6 +457,21 @@ class TestEvaluating:
         assert "--eval-episodes must be from 1" in fails(capsys, "--evaluate", run_dir, "--eval-episodes", 0)
         assert "--device cpu " in fails(capsys, "--evaluate", run_dir, "--device", "cpu")
         assert "give one of them" in fails(capsys, "--evaluate", run_dir, "--resume", run_dir)
+
+    def test_a_run_that_was_resumed(self):
+        run_dir = train(Args(**SHORT))["run_dir"]
+        resume(run_dir, "--total-timesteps", "704")
+        assert len(evaluate(parse_args(["--evaluate", str(run_dir)]))) == 10
+
+    def test_ctrl_c(self):
+        """Ends after the step in hand, with what has been played so far."""
+        run_dir = train(Args(**SHORT))["run_dir"]
+        process = start("--evaluate", run_dir, "--eval-episodes", 10**5)
+        time.sleep(5)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (130, "")
+        assert " episodes of CartPole-v1 with the policy of step 640" in out
 
     def test_what_training_needed_is_not_needed(self, monkeypatch):
         """Compiler and tracking, for example."""

@@ -4,6 +4,7 @@ Used as `--env-id worlds:NAME`.
 """
 
 import random
+import time
 from typing import ClassVar
 
 import gymnasium as gym
@@ -79,6 +80,14 @@ class Probe4(World):
 
     def reward(self, action):
         return 1.0 if action == 1 else -1.0
+
+
+class Sleepy(World):
+    """Takes a tenth of a second for a step."""
+
+    def reward(self, action):
+        time.sleep(0.1)
+        return 1.0
 
 
 class Probe5(Probe2):
