@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 import ppo
 import worlds
@@ -371,6 +372,23 @@ assert logged_steps(result["run_dir"])[-3:] == [512, 576, 640], "and logs again"
         assert err.count("WARNING: ") == 3
         assert "WARNING: training goes on, but can't be saved at step 256: " in err
 
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+    def test_curves_that_can_not_be_written_any_more(self, monkeypatch, capsys):
+        """Training ends as usual, with a checkpoint."""
+        calls, write = [], RecordWriter.write
+
+        def full(*args):
+            calls.append(args)
+            if len(calls) > 5:
+                raise OSError(28, "No space left on device")
+            write(*args)
+
+        monkeypatch.setattr(RecordWriter, "write", full)
+        result = train(Args(**SHORT, save_interval=0))
+        assert load_checkpoint(str(result["run_dir"]))["iteration"] == 10
+        printed = capsys.readouterr()
+        assert "Done: 640 steps" in printed.out and "No space left on device" in printed.err
+
     def test_what_was_saved_stays_when_saving_fails(self, monkeypatch, capsys):
         calls, fsync = [], os.fsync
 
@@ -408,6 +426,7 @@ class TestEvaluating:
             assert "7 episodes of CartPole-v1 with the policy of step 640" in out
             assert f"return {np.mean(returns):.2f} ± {np.std(returns):.2f}" in out
             assert f"({min(returns):.2f} to {max(returns):.2f})" in out
+            assert f": length {np.mean(results[-1], axis=0)[1]:.1f}, " in out
         assert results[0] == results[1] and len(results[0]) == 7 and len(set(results[0])) > 1
         assert digest(run_dir) == before
         other = evaluate(parse_args(["--evaluate", str(run_dir), "--eval-episodes", "7", "--seed", "5"]))
@@ -434,9 +453,19 @@ class TestEvaluating:
         start = train(Args(env_id="worlds:Probe4", num_steps=16, total_timesteps=64, learning_rate=0.0))["run_dir"]
         returns = [r for r, _ in evaluate(parse_args(["--evaluate", str(start), "--eval-episodes", "60"]))]
         assert set(returns) == {-1.0, 1.0}
+        other = evaluate(parse_args(["--evaluate", str(start), "--eval-episodes", "60", "--seed", "2"]))
+        assert [r for r, _ in other] != returns  # other actions, where the episodes are the same
 
-    def test_normalisation_is_the_saved_one_and_stays(self, monkeypatch):
-        run_dir = counting(monkeypatch, norm_obs=True)["run_dir"]
+    def test_each_episode_starts_elsewhere(self):
+        """Probe2 pays what chance shows at the start."""
+        run_dir = train(Args(env_id="worlds:Probe2", num_steps=16, total_timesteps=64))["run_dir"]
+        results = evaluate(parse_args(["--evaluate", str(run_dir), "--eval-episodes", "20"]))
+        assert {episode_return for episode_return, _ in results} == {-1.0, 1.0}
+
+    @pytest.mark.parametrize("normalised", [True, False])
+    def test_normalisation_is_the_saved_one_and_stays(self, normalised, monkeypatch):
+        """Without it, the policy sees everything as it is: here, in the twelfth episode, an 11."""
+        run_dir = counting(monkeypatch, norm_obs=normalised)["run_dir"]
         saved = load_checkpoint(str(run_dir))["stats"][0]
         seen, numpy_network = [], ppo.numpy_network
 
@@ -446,7 +475,10 @@ class TestEvaluating:
 
         monkeypatch.setattr(ppo, "numpy_network", record)
         monkeypatch.setattr(worlds.Counting, "created", 0)
-        evaluate(parse_args(["--evaluate", str(run_dir), "--eval-episodes", "2"]))
+        evaluate(parse_args(["--evaluate", str(run_dir), "--eval-episodes", "2" if normalised else "12"]))
+        if not normalised:
+            assert np.max(seen) == 11
+            return
         raw = np.array([[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1], [0, 1, 2]])
         expected = np.clip((raw - saved["mean"].numpy()) / np.sqrt(saved["var"].numpy() + 1e-8), -10, 10)
         np.testing.assert_allclose(np.concatenate(seen), expected, rtol=1e-5)

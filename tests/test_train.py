@@ -19,9 +19,11 @@ CHARTS = "SPS learning_rate episodic_return episodic_length"
 
 
 def scalars(result):
-    """Everything that a run logged: {metric: {step: value}}."""
+    """Everything that a run logged: {metric: {step: value}}. No point may be there twice."""
     events = EventAccumulator(str(result["run_dir"]), {"scalars": 0}).Reload()
-    return {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+    points = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert all(len(dict(curve)) == len(curve) for curve in points.values())
+    return {tag: dict(curve) for tag, curve in points.items()}
 
 
 def parameters(result):

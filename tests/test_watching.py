@@ -42,16 +42,18 @@ def records(file):
 
 
 def read_wandb(folder):
-    """What W&B recorded offline: the run's record, its configuration, and its history, by step."""
+    """What W&B recorded offline: the run's record, its configuration, its history by step, and the files to upload."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     (file,) = folder.glob("*.wandb")
-    run, history = None, {}
+    run, history, files = None, {}, set()
     for data in records(file):
         record = Record()
         record.ParseFromString(data)
         if record.HasField("run"):
             run = record.run
+        if record.HasField("files"):
+            files |= {saved.path for saved in record.files.files}
         if record.HasField("history"):
             row = {}
             for item in record.history.item:  # a dictionary comes as one value, or as one for each of its keys
@@ -62,7 +64,7 @@ def read_wandb(folder):
                 place[key] = json.loads(item.value_json)
             history.setdefault(row["_step"], {}).update(row)
     config = {item.key: json.loads(item.value_json) for item in run.config.update}
-    return run, config, history
+    return run, config, history, files
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +91,7 @@ class TestTracking:
         run_dir, parts, _ = tracked
         logged, rows = scalars({"run_dir": run_dir}), {}
         for part in parts:
-            _, _, history = read_wandb(part)
+            _, _, history, _ = read_wandb(part)
             rows[part] = {step: row for step, row in history.items() if "charts/SPS" in row}
         assert list(rows[parts[0]]) == list(range(64, 1281, 64))
         assert list(rows[parts[1]]) == list(range(1344, 1921, 64))
@@ -102,7 +104,7 @@ class TestTracking:
     def test_arguments_name_and_source(self, tracked):
         run_dir, parts, _ = tracked
         for part, total in zip(parts, (1280, 1920), strict=True):
-            run, config, _ = read_wandb(part)
+            run, config, _, files = read_wandb(part)
             resumed = {"resume": str(Path(*run_dir.parts[-2:]))} if part == parts[1] else {}
             settings = {"num_steps": 16, "total_timesteps": total, "track": True, "capture_video": True}
             expected = asdict(Args(wandb_project_name="tests", wandb_entity="me", **settings, **resumed))
@@ -110,11 +112,12 @@ class TestTracking:
             assert (run.project, run.entity, run.display_name) == ("tests", "me", run_dir.name)
             assert run.run_id == run_dir.name[-64:]
             assert (part / "files" / "ppo.py").read_bytes() == (ROOT / "ppo.py").read_bytes()
+            assert "ppo.py" in files
 
     def test_videos(self, tracked):
         """As media, one a step, so that W&B shows them with a slider."""
         run_dir, parts, _ = tracked
-        _, _, history = read_wandb(parts[0])
+        _, _, history, _ = read_wandb(parts[0])
         videos = [row["videos/episode"] for row in history.values() if "videos/episode" in row]
         assert [video["caption"] for video in videos] == [f"step-{step:09}" for step in range(0, 1281, 128)]
         for video in videos:
@@ -153,6 +156,18 @@ class TestTracking:
         assert stopped.value.code == 2
         assert "ppo.py: error: --track: " in capsys.readouterr().err
         assert list(Path().glob("runs/*")) == []
+
+    def test_a_run_that_exists_stays(self, monkeypatch, capsys):
+        """Also when W&B refuses to go on with it."""
+        run_dir = train(Args(total_timesteps=512))["run_dir"]
+        before = digest(run_dir)
+        monkeypatch.setenv("WANDB_MODE", "sometimes")
+        with pytest.raises(SystemExit) as stopped:
+            resume(run_dir, "--total-timesteps", "1024", "--track")
+        assert stopped.value.code == 2
+        assert "ppo.py: error: --track: " in capsys.readouterr().err
+        after = digest(run_dir)
+        assert all(after[path] == content for path, content in before.items() if path.name != "args.json")
 
     def test_without_wandb(self, monkeypatch, capsys):
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -256,7 +271,7 @@ class TestVideos:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         assert children
         process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.communicate(timeout=60)
         wait_for(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
 
     def test_ctrl_c_while_filming(self):
@@ -307,6 +322,12 @@ class TestHealth:
         label = "advantage_mean / std" if name == "advantage_mean" else name
         assert advice in verdicts.pop(label)
         assert set(verdicts.values()) == {"healthy"}
+
+    def test_advantages_count_in_units_of_their_spread(self):
+        name = "losses/advantage_mean"
+        assert set(self.verdicts({name: 20.0, "losses/advantage_std": 100.0}).values()) == {"healthy"}
+        verdicts = self.verdicts({name: 0.01, "losses/advantage_std": 0.01})
+        assert "values too low" in verdicts["advantage_mean / std"]
 
     def test_a_run_ends_with_it(self, capsys):
         """From the second half of its iterations."""
