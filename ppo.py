@@ -1,17 +1,17 @@
 """Proximal Policy Optimization for discrete actions and vector observations, complete in this one file.
 
-    python ppo.py --env-id CartPole-v1                   # train: a progress bar, then where everything is
-    python ppo.py --env-id my_envs:MyEnv-v0 --seed 2     # your own environment, registered in ./my_envs.py
-    python ppo.py --resume runs/NAME                     # go on where a run stopped
-    torchrun --standalone --nproc-per-node=2 ppo.py --num-envs 64    # one run in two processes
+    python ppo.py --env-id CartPole-v1     # train: a progress bar, then where everything is
+           … --env-id my_envs:MyEnv-v0     # your own environment, registered in ./my_envs.py
+           … --resume runs/NAME            # go on where a run stopped
+    torchrun --standalone --nproc-per-node=2 …     # one run in two processes
 
 PPO (Schulman et al., 2017, arXiv:1707.06347) collects a rollout with the current policy, estimates advantages with GAE
 (Schulman et al., 2015, arXiv:1506.02438), then takes a few epochs of minibatch steps on a clipped objective that keeps
 the new policy near the one that collected the data. `# detail 7` in a comment is number 7 of the implementation details
 of Huang et al. (2022, "The 37 Implementation Details of Proximal Policy Optimization").
 
-Shapes in comments: T = num_steps, N = num_envs, O = size of the flattened observation, C = components of an action (1
-for Discrete), K = choices of the component that has most.
+Shapes in comments: T = num_steps, N = num_envs, M = samples in a minibatch, O = size of the flattened observation, C =
+components of an action.
 """
 
 # /// script
@@ -53,7 +53,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, ClassVar, Literal, NoReturn
 
 import gymnasium as gym
 import numpy as np
@@ -102,9 +102,10 @@ class Args:
 
     env_id: str = "CartPole-v1"
     """environment to train on; `module:EnvId` imports `module` (also from the current folder), which registers it"""
-    vectorization: Literal["auto", "sync", "async", "vector_entry_point"] = "auto"
+    vectorization: Literal["auto", "sync", "async", "vector_entry_point", "envpool"] = "auto"
     """sync steps one environment after the other, async in a process each (for slow environments),
-    vector_entry_point in the environment's own vector version; auto is that version where it exists, else sync"""
+    vector_entry_point in the environment's own vector version, envpool in C++ threads (needs EnvPool, which has
+    classic control, Box2D and MuJoCo); auto is the environment's own version where it exists, else sync"""
     total_timesteps: int = 500_000
     """environment steps of the whole run, over all environments; rounded down to whole iterations"""
     stop_return: float | None = None
@@ -197,6 +198,8 @@ def check_args(args: Args) -> None:
         fail("--compile needs a C++ compiler, and none is on the PATH: install g++ or clang++, or leave it out")
     if args.track and not importlib.util.find_spec("wandb"):
         fail("--track needs Weights & Biases: pip install wandb")
+    if args.vectorization == "envpool" and not importlib.util.find_spec("envpool"):
+        fail("--vectorization envpool needs EnvPool: pip install envpool, or leave it out")
 
 
 def pick_device(args: Args) -> torch.device:
@@ -212,6 +215,31 @@ def pick_device(args: Args) -> torch.device:
         fail(f"--device {name} can't be used here, try --device cpu ({str(error).splitlines()[0]})")
 
 
+class EnvPool(gym.vector.VectorEnv):
+    """EnvPool's C++ environments as gymnasium's: they take their seed when they are made, instead of in reset."""
+
+    metadata: ClassVar = {"autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}
+
+    def __init__(self, env_id: str, num_envs: int):
+        import envpool  # an optional install
+
+        if env_id not in envpool.list_all_envs():
+            raise gym.error.NameNotFound("EnvPool has no such environment: leave --vectorization envpool out")
+        self.make, self.pool = partial(envpool.make_gymnasium, env_id, num_envs=num_envs), None
+        spec, self.num_envs = envpool.make_spec(env_id), num_envs
+        self.single_observation_space, self.single_action_space = spec.observation_space, spec.action_space
+        self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, num_envs)
+        self.action_space = gym.vector.utils.batch_space(self.single_action_space, num_envs)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple:
+        if seed is not None or not self.pool:
+            self.pool = self.make(seed=seed or 0)
+        return self.pool.reset()[0], {}
+
+    def step(self, actions: np.ndarray) -> tuple:
+        return *self.pool.step(actions)[:4], {}
+
+
 def make_envs(args: Args, **kwargs: Any) -> gym.vector.VectorEnv:
     """The N environments as one vector environment, whose observations are arrays (N, ...).
 
@@ -221,7 +249,10 @@ def make_envs(args: Args, **kwargs: Any) -> gym.vector.VectorEnv:
         sys.path.append(os.getcwd())
     mode = None if args.vectorization == "auto" else args.vectorization  # None: gymnasium chooses as our `auto` does
     try:
-        envs = gym.make_vec(args.env_id, args.num_envs, vectorization_mode=mode, **kwargs)
+        if mode == "envpool":
+            envs = EnvPool(args.env_id, args.num_envs)
+        else:
+            envs = gym.make_vec(args.env_id, args.num_envs, vectorization_mode=mode, **kwargs)
     except (gym.error.Error, ImportError) as error:
         fail(f"--env-id {args.env_id}: {error}")
     except Exception as error:
@@ -230,10 +261,14 @@ def make_envs(args: Args, **kwargs: Any) -> gym.vector.VectorEnv:
     actions, observations = envs.single_action_space, envs.single_observation_space
     if envs.metadata.get("autoreset_mode") is not gym.vector.AutoresetMode.NEXT_STEP:
         fail(f"{args.env_id} resets in another way: metadata['autoreset_mode'] must be AutoresetMode.NEXT_STEP")
-    if isinstance(actions, gym.spaces.Box):
-        fail(f"{args.env_id} has continuous actions: use ppo_continuous.py")
-    if not isinstance(actions, gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary):
-        fail(f"{args.env_id} has the action space {actions}: this script needs Discrete, MultiDiscrete or MultiBinary")
+    if isinstance(actions, gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary):
+        script = "use ppo.py"
+    elif isinstance(actions, gym.spaces.Box) and np.issubdtype(actions.dtype, np.floating):
+        script = "use ppo_continuous.py"
+    else:
+        script = "needed is Discrete, MultiDiscrete, MultiBinary, or a Box of floats"
+    if script != "use ppo.py":
+        fail(f"{args.env_id} has the action space {actions}: {script}")
     if observations.dtype == np.uint8 and len(observations.shape) > 1 and math.prod(observations.shape) >= 1024:
         fail(f"{args.env_id} has images {observations.shape} as observations: use ppo_atari.py")
     if not observations.is_np_flattenable:
@@ -241,37 +276,20 @@ def make_envs(args: Args, **kwargs: Any) -> gym.vector.VectorEnv:
     return envs if isinstance(observations, gym.spaces.Box) else gym.wrappers.vector.FlattenObservation(envs)
 
 
-def action_choices(space: gym.Space) -> tuple[np.ndarray, np.ndarray]:
-    """A discrete action space as C components of up to K choices.
-
-    Returns `missing`, (C, K) bool: which of the C * K choices don't exist; and `start`, (C,) int64: the number of the
-    first choice of each component.
-    """
-    if isinstance(space, gym.spaces.MultiBinary):
-        sizes, start = np.full(math.prod(space.shape), 2), 0
-    else:  # Discrete or MultiDiscrete
-        sizes, start = np.ravel(getattr(space, "nvec", getattr(space, "n", None))), np.ravel(space.start)
-    return np.arange(sizes.max()) >= sizes[:, None], np.broadcast_to(start, sizes.shape).astype(np.int64)
-
-
 def forbidden_choices(info: dict, missing: np.ndarray, ended: np.ndarray) -> np.ndarray:
-    """What the environments forbid now, by the `action_mask` in `info` (detail d): (N, C, K) bool, else `missing`.
+    """The choices that don't exist, and those that `action_mask` in `info` forbids (detail d).
 
-    An action_mask is True for what may be done. It has the choices of all components one after the other (n values for
-    Discrete(n), sum(nvec) for MultiDiscrete(nvec)), or is a tuple with an array for each. After the end of an episode
-    it may forbid everything: the next action is ignored, and all choices count as allowed.
+    (N, C, K) bool, where K is the number of choices of the component that has most. The mask is 1 for what may be done,
+    all components one after the other, or a tuple of arrays. It counts unless the next action only resets.
     """
-    if "action_mask" not in info:
-        return missing
     forbidden = np.repeat(missing[None], len(ended), axis=0)
-    for n in np.flatnonzero(info.get("_action_mask", np.ones(len(ended)))):  # environments that sent a mask this time
+    for n in np.flatnonzero(info.get("_action_mask", "action_mask" in info) & ~ended):  # who sent one this time
         mask = np.concatenate([np.ravel(part) for part in info["action_mask"][n]])
-        if mask.size != (~missing).sum():
-            fail(f"an action_mask has {mask.size} values, but the action space has {(~missing).sum()} choices")
-        forbidden[n, ~missing] = ~mask.astype(bool)
-    forbidden[ended] = missing
-    if forbidden.all(-1).any():
-        fail("an action_mask leaves no choice, although the episode goes on")
+        np.place(forbidden[n], ~missing, mask == 0)
+        if mask.size != (~missing).sum() or forbidden[n].all(-1).any():
+            fail(
+                f"the action_mask {mask} needs {(~missing).sum()} values, and to leave a choice until the episode ends"
+            )
     return forbidden
 
 
@@ -332,28 +350,25 @@ def mlp(inputs: int, outputs: int, gain: float) -> nn.Sequential:
 class Agent(nn.Module):
     """Policy and value, in networks of their own (detail 13).
 
-    A policy over C components with up to K choices each: independent categoricals (detail 37), as logits (..., C, K).
-    What is forbidden has probability 0 everywhere: in sampling, log-probabilities, and entropy (detail d).
+    The policy is a categorical for each component of an action (detail 37), less its forbidden choices (detail d).
     """
 
-    def __init__(self, obs_size: int, num_logits: int):
+    def __init__(self, obs_size: int, space: gym.Space):
         super().__init__()
-        self.actor = mlp(obs_size, num_logits, gain=0.01)  # nearly uniform at the start
+        sizes = np.ravel(getattr(space, "nvec", np.full(space.shape, 2 if space.shape else space.n)))
+        self.missing = np.arange(sizes.max()) >= sizes[:, None]  # (C, K): of components with less than K choices
+        self.actor = mlp(obs_size, self.missing.size, gain=0.01)  # nearly uniform at the start
         self.critic = mlp(obs_size, 1, gain=1.0)
 
     def value(self, obs: torch.Tensor) -> torch.Tensor:
         """V(obs): (..., O) → (...)."""
         return self.critic(obs).squeeze(-1)
 
-    def logits(self, obs: torch.Tensor, forbidden: torch.Tensor) -> torch.Tensor:
-        """Unnormalised log-probabilities: (..., O), (..., C, K) → (..., C, K)."""
-        logits = self.actor(obs).view(forbidden.shape)
-        return logits.masked_fill(forbidden, torch.finfo(torch.float32).min)  # not -inf: 0 * log(0) must be 0, not NaN
-
-    def evaluate(self, obs: torch.Tensor, forbidden: torch.Tensor, actions: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Log-probability of the actions and entropy of the policy, both summed over components: (...), (...)."""
-        logprobs = self.logits(obs, forbidden).log_softmax(-1)
-        logprob = logprobs.gather(-1, actions.unsqueeze(-1)).sum((-2, -1))
+    def evaluate(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probability of the actions and entropy of the policy, both summed over components: (M,), (M,)."""
+        logits = self.actor(batch["obs"]).view(batch["forbidden"].shape)
+        logprobs = logits.masked_fill(batch["forbidden"], -1e38).log_softmax(-1)  # not -inf: 0 * log(0) must be 0
+        logprob = logprobs.gather(-1, batch["actions"].unsqueeze(-1)).sum((-2, -1))
         entropy = -(logprobs.exp() * logprobs).sum((-2, -1))
         return logprob, entropy
 
@@ -377,11 +392,15 @@ def numpy_network(network: nn.Sequential) -> Callable[[np.ndarray], np.ndarray]:
     return forward
 
 
-def sample_actions(logits: np.ndarray, forbidden: np.ndarray, noise: np.ndarray) -> np.ndarray:
+def sample_actions(logits: np.ndarray, forbidden: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Actions (N, C) from logits (N, C * K): the arg-max of logits plus Gumbel noise is a sample from their softmax."""
-    scores = logits.reshape(forbidden.shape) + noise
-    scores[forbidden] = -np.inf
-    return scores.argmax(-1)
+    scores = logits.reshape(forbidden.shape) + rng.gumbel(size=forbidden.shape)
+    return np.where(forbidden, -np.inf, scores).argmax(-1)
+
+
+def to_env(actions: np.ndarray, space: gym.Space) -> np.ndarray:
+    """Actions (N, C) in the form and range of the vector environment's action space."""
+    return (actions.reshape(space.shape) + getattr(space, "start", getattr(space, "low", None))).astype(space.dtype)
 
 
 def compute_gae(rewards, values, terminated, truncated, gamma: float, gae_lambda: float) -> np.ndarray:
@@ -429,12 +448,12 @@ def weigh_minibatches(valid: torch.Tensor, advantages: torch.Tensor, norm_adv: b
 def ppo_loss(agent: Agent, batch: dict, clip_coef: float, args: Args) -> tuple[torch.Tensor, dict]:
     """The loss of one minibatch of M samples (detail 10), to be minimised, and its diagnostics (detail 12).
 
-    `batch`: obs (M, O), forbidden (M, C, K), actions (M, C), and of (M,) each logprobs and values as they were when the
-    data was collected, advantages, returns (the value targets), and weights: x @ weights is the mean of the valid x, or
-    this process's part of it.
+    `batch`: obs (M, O), actions (M, C), and of (M,) each logprobs and values as they were when the data was collected,
+    advantages, returns (the value targets), and weights: x @ weights is the mean of the valid x, or this process's part
+    of it. What else the policy needs for its log-probabilities is there too.
     """
     weights, advantages = batch["weights"], batch["advantages"]
-    logprob, entropy = agent.evaluate(batch["obs"], batch["forbidden"], batch["actions"])
+    logprob, entropy = agent.evaluate(batch)
     value = agent.value(batch["obs"])
 
     # Policy: the clipped surrogate objective (detail 8)
@@ -561,8 +580,8 @@ def play(source: str | io.BytesIO, args: Args, episodes: int, film: str = "", ma
     """
     envs = make_film_envs(args, film) if film else make_envs(replace(args, num_envs=1))
     obs_size = gym.spaces.flatdim(envs.single_observation_space)
-    env_actions, (missing, first_choice) = envs.action_space, action_choices(envs.single_action_space)
-    agent, obs_stats, rng = Agent(obs_size, missing.size), RunningMeanStd((obs_size,)), np.random.default_rng(args.seed)
+    agent, obs_stats = Agent(obs_size, envs.single_action_space), RunningMeanStd((obs_size,))
+    rng = np.random.default_rng(args.seed)
     checkpoint = load_checkpoint(source)
     with reading(source):
         agent.load_state_dict(checkpoint["agent"])
@@ -577,10 +596,9 @@ def play(source: str | io.BytesIO, args: Args, episodes: int, film: str = "", ma
                 if length == 0:
                     obs, info = envs.reset(seed=args.seed if episode == 0 else None)
                 obs = obs_stats.normalize(obs.reshape(1, -1)) if args.norm_obs else obs.reshape(1, -1)
-                forbidden = np.broadcast_to(forbidden_choices(info, missing, ended), (1, *missing.shape))
-                actions = sample_actions(policy(obs.astype(np.float32)), forbidden, rng.gumbel(size=forbidden.shape))
-                env_action = (actions + first_choice).reshape(env_actions.shape).astype(env_actions.dtype)
-                obs, reward, terminated, truncated, info = envs.step(env_action)
+                outputs = policy(obs.astype(np.float32))
+                actions = sample_actions(outputs, forbidden_choices(info, agent.missing, ended), rng)
+                obs, reward, terminated, truncated, info = envs.step(to_env(actions, envs.action_space))
             except Exception as error:
                 fail(f"{args.env_id} failed in step {length} of episode {episode}: {describe(error)}")
             episode_return, length, ended = episode_return + reward.item(), length + 1, terminated | truncated
@@ -638,8 +656,8 @@ def start_wandb(args: Args, run_dir: Path) -> Any:
 
 def health_report(history: list[dict[str, float]]) -> str:
     """A line on each diagnostic, from the metrics of iterations: its mean, and what to change if that is unhealthy."""
-    names = "clipfrac", "approx_kl", "relative_entropy", "explained_variance", "advantage_mean", "advantage_std"
-    mean = {name: np.mean([metrics[f"losses/{name}"] for metrics in history]) for name in names}
+    names = [name for name in history[0] if name.startswith("losses/")]
+    mean = {name.removeprefix("losses/"): np.mean([metrics[name] for metrics in history]) for name in names}
     mean["advantage_mean / std"] = mean["advantage_mean"] / max(mean["advantage_std"], 1e-8)
     more, less = "raise --learning-rate or --update-epochs", "lower --learning-rate or --update-epochs"
     values = "--no-clip-vloss, --norm-reward or a larger --vf-coef may help"
@@ -716,8 +734,7 @@ def train(args: Args) -> dict[str, Any]:
     envs = make_envs(replace(args, num_envs=N))
     atexit.register(envs.close)  # also after an error, so that the processes of async environments end quietly
     obs_size = gym.spaces.flatdim(envs.single_observation_space)
-    env_actions, (missing, first_choice) = envs.action_space, action_choices(envs.single_action_space)
-    agent = Agent(obs_size, missing.size).to(device)
+    agent = Agent(obs_size, envs.single_action_space).to(device)
     params = list(agent.parameters())
     flat = nn.utils.parameters_to_vector(params).detach()  # one tensor, of which the parameters become views: clipping
     nn.utils.vector_to_parameters(flat, params)  # and Adam then touch one instead of twelve, a tenth off an update
@@ -734,8 +751,8 @@ def train(args: Args) -> dict[str, Any]:
 
     # The rollout is collected in NumPy arrays, which environments fill row by row, and goes to the device as a whole
     obs = np.zeros((T + 1, N, obs_size), np.float32)
-    forbidden = np.zeros((T + 1, N, *missing.shape), bool)
-    actions = np.zeros((T, N, len(missing)), np.int64)
+    forbidden = np.zeros((T + 1, N, *agent.missing.shape), bool)
+    actions = np.zeros((T, N, math.prod(envs.single_action_space.shape)), np.int64)
     rewards = np.zeros((T, N), np.float32)
     terminated, truncated, valid = np.zeros((3, T, N), bool)
 
@@ -799,12 +816,13 @@ def train(args: Args) -> dict[str, Any]:
             print(f"\nWARNING: nothing in {folder}: {error}", file=sys.stderr)
 
     def observe(t: int, next_obs: np.ndarray, info: dict) -> None:
-        """Keep what the policy sees, and may do, at step t."""
+        """Keep what the policy gets to see at step t."""
         next_obs = next_obs.reshape(N, -1)
         if args.norm_obs:
             obs_stats.update(next_obs)
             next_obs = obs_stats.normalize(next_obs)
-        obs[t], forbidden[t] = next_obs, forbidden_choices(info, missing, ended)
+        obs[t] = next_obs
+        forbidden[t] = forbidden_choices(info, agent.missing, ended)
 
     shared_stats = copy.copy(obs_stats), copy.copy(return_stats)  # as all processes have them
     try:
@@ -841,13 +859,13 @@ def train(args: Args) -> dict[str, Any]:
             film()
 
         # Collect T steps from each environment; episodes go on across rollouts (detail 1)
-        obs[0], forbidden[0] = obs[T], forbidden[T]
+        obs[0] = obs[T]
+        forbidden[0] = forbidden[T]
         policy = numpy_network(agent.actor)
-        noise = rng.gumbel(size=(T, N, *missing.shape))
         finished = []
         for t in range(T):
-            actions[t] = sample_actions(policy(obs[t]), forbidden[t], noise[t])
-            env_action = (actions[t] + first_choice).reshape(env_actions.shape).astype(env_actions.dtype)
+            actions[t] = sample_actions(policy(obs[t]), forbidden[t], rng)
+            env_action = to_env(actions[t], envs.action_space)
             try:
                 next_obs, reward, terminated[t], truncated[t], info = envs.step(env_action)
                 valid[t] = ~ended  # else this step only reset, and ignored its action
@@ -882,10 +900,11 @@ def train(args: Args) -> dict[str, Any]:
         with torch.no_grad():
             values = agent.value(torch.from_numpy(obs).to(device)).cpu().numpy()
             advantages = compute_gae(rewards, values, terminated, truncated, args.gamma, args.gae_lambda)
-            batch = {"obs": obs[:T], "forbidden": forbidden[:T], "actions": actions, "valid": valid}
-            batch |= {"values": values[:T], "advantages": advantages, "returns": advantages + values[:T]}
+            batch = {"obs": obs[:T], "actions": actions, "valid": valid, "values": values[:T]}
+            batch |= {"advantages": advantages, "returns": advantages + values[:T]}
+            batch["forbidden"] = forbidden[:T]
             batch = {name: torch.from_numpy(array).to(device).flatten(0, 1) for name, array in batch.items()}
-            batch["logprobs"], _ = agent.evaluate(batch["obs"], batch["forbidden"], batch["actions"])
+            batch["logprobs"], _ = agent.evaluate(batch)
 
         # Update: a few epochs over the batch, in minibatches that are shuffled anew each time (detail 6)
         diagnostics = []
@@ -908,11 +927,11 @@ def train(args: Args) -> dict[str, Any]:
         losses = dict(zip(diagnostics[0], sums, strict=True))
         losses["grad_norm"] /= world_size  # of which each process has the whole, not a part
         weights = batch["valid"] / all_sum(batch["valid"].sum()).clamp(min=1)
-        errors, uniform_entropy = batch["returns"] - batch["values"], (~batch["forbidden"]).sum(-1).log().sum(-1)
-        samples = torch.stack([batch["advantages"], batch["returns"], errors, uniform_entropy])
+        samples = torch.stack([batch["advantages"], batch["returns"], batch["returns"] - batch["values"]])
         means = all_sum(samples @ weights)
-        advantage_var, return_var, error_var, _ = all_sum((samples - means.unsqueeze(1)) ** 2 @ weights)
-        losses["relative_entropy"] = losses["entropy"] / means[3].clamp(1e-8)
+        advantage_var, return_var, error_var = all_sum((samples - means.unsqueeze(1)) ** 2 @ weights)
+        uniform_entropy = all_sum((~batch["forbidden"]).sum(-1).log().sum(-1) @ weights)
+        losses["relative_entropy"] = losses["entropy"] / uniform_entropy.clamp(1e-8)
         losses["residual_variance"] = error_var / return_var.clamp(1e-8)
         losses["explained_variance"] = 1 - losses["residual_variance"]
         losses["advantage_mean"], losses["advantage_std"] = means[0], advantage_var.sqrt()

@@ -1,13 +1,15 @@
-"""Does it learn? Returns of `ppo.py` over 10 seeds, at the defaults and with recipes.
+"""Does it learn? Returns over seeds, at the defaults and with recipes.
 
     python benchmarks/learning.py CartPole-v1 Acrobot-v1      # or any other name of RUNS; all if none is given
-    python benchmarks/learning.py --plot                      # draw results/learning.png from what is there
+    python benchmarks/learning.py Hopper-v5 --seeds 3 7       # these seeds only, beside those already there
+    python benchmarks/learning.py --plot                      # draw results/learning*.png from what is there
 
 The return of a run is the mean of its last 100 training episodes (actions sampled, not the best ones), the interval is
-the 95% interval of the mean over seeds (Student's t), which begin at 1. Results: `benchmarks/results/learning_*.json`.
+the 95% interval of the mean over seeds (Student's t). Results, seed by seed: `benchmarks/results/learning_*.json`.
 """
 
 import argparse
+import importlib
 import json
 import math
 import multiprocessing
@@ -22,36 +24,45 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-# name: (arguments, mean return to reach)
+# name: (script and arguments, mean return to reach)
 RUNS = {
-    "CartPole-v1": ("--env-id CartPole-v1", 490),
-    "Acrobot-v1": ("--env-id Acrobot-v1", -86),
+    "CartPole-v1": ("ppo.py --env-id CartPole-v1", 490),
+    "Acrobot-v1": ("ppo.py --env-id Acrobot-v1", -86),
     "LunarLander-v3": (
-        "--env-id LunarLander-v3 --total-timesteps 1000000 --num-envs 32 --num-steps 256 --num-minibatches 16"
+        "ppo.py --env-id LunarLander-v3 --total-timesteps 1000000 --num-envs 32 --num-steps 256 --num-minibatches 16"
         " --update-epochs 10 --learning-rate 1e-3 --gamma 0.999 --gae-lambda 0.98 --norm-reward",
         240,
     ),
     "MountainCar-v0": (
-        "--env-id MountainCar-v0 --total-timesteps 1000000 --num-envs 16 --num-steps 16 --learning-rate 3e-4"
+        "ppo.py --env-id MountainCar-v0 --total-timesteps 1000000 --num-envs 16 --num-steps 16 --learning-rate 3e-4"
         " --gae-lambda 0.98 --ent-coef 0 --norm-obs --norm-reward",
         -130,
     ),
 }
+# name: (environment, steps, mean return to reach); --compile changes nothing but rounding and the time that it takes
+for env_id, steps, target in (
+    ("HalfCheetah-v5", 1_000_000, 1450),
+    ("Hopper-v5", 1_000_000, 2380),
+    ("Walker2d-v5", 1_000_000, 2300),
+    ("InvertedPendulum-v5", 1_000_000, 965),
+    ("Pendulum-v1", 500_000, -250),
+):
+    RUNS[env_id] = (f"ppo_continuous.py --env-id {env_id} --total-timesteps {steps} --compile", target)
 T_95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}  # by degrees of freedom
 
 
-def train_seed(job: tuple[str, int]) -> dict:
-    """One run in a process of its own: its return, seconds, and learning curve in 50 bins."""
-    arguments, seed = job
+def train_seed(job: tuple[str, int]) -> tuple[str, dict]:
+    """One run in a process of its own: its name, and its return, seconds, and learning curve in 50 bins."""
+    name, seed = job
     import tyro
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    import ppo
-
+    script, *arguments = shlex.split(RUNS[name][0])
+    ppo = importlib.import_module(Path(script).stem)
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as sys.stdout:
         os.chdir(folder)
         start = time.time()
-        result = ppo.train(tyro.cli(ppo.Args, args=[*shlex.split(arguments), "--seed", str(seed)]))
+        result = ppo.train(tyro.cli(ppo.Args, args=[*arguments, "--seed", str(seed)]))
         seconds = time.time() - start
         events = EventAccumulator(str(result["run_dir"]), {"scalars": 0}).Reload().Scalars("charts/episodic_return")
         os.chdir("/")
@@ -61,12 +72,15 @@ def train_seed(job: tuple[str, int]) -> dict:
         inside = [event.value for event in events if low < event.step <= high]
         curve.append([round(high), round(statistics.mean(inside), 2) if inside else None])
     returns = [episode[0] for episode in result["episodes"]]
-    return {"seed": seed, "return": round(statistics.mean(returns), 2), "seconds": round(seconds, 1), "curve": curve}
+    run = {"seed": seed, "return": round(statistics.mean(returns), 2), "seconds": round(seconds, 1), "curve": curve}
+    return name, run
 
 
 def summary(results: list[dict]) -> tuple[float, float]:
     """Mean over seeds and half the width of its 95% interval."""
     returns = [result["return"] for result in results]
+    if len(returns) == 1:
+        return returns[0], math.nan
     return statistics.mean(returns), T_95[len(returns) - 1] * statistics.stdev(returns) / math.sqrt(len(returns))
 
 
@@ -93,25 +107,27 @@ def plot() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", choices=[*RUNS, []])
-    parser.add_argument("--seeds", type=int, default=10, choices=range(2, 11))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[*range(1, 11)])
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--plot", action="store_true")
     args = parser.parse_args()
     if args.plot:
         return plot()
     (HERE / "results").mkdir(exist_ok=True)
-    for name in args.names or RUNS:
-        arguments, target = RUNS[name]
-        jobs = [(arguments, seed) for seed in range(1, args.seeds + 1)]
-        results = []
-        with multiprocessing.get_context("spawn").Pool(args.processes, maxtasksperchild=1) as pool:
-            for result in pool.imap(train_seed, jobs):
-                results.append(result)
-                print(f"{name} seed {result['seed']}: {result['return']} in {result['seconds']} s", flush=True)
-        mean, half = summary(results)
-        print(f"{name}: {mean:.1f} ± {half:.1f} (target {target})", flush=True)
-        record = {"command": f"python ppo.py {arguments}", "mean": mean, "interval_95": half, "runs": results}
-        (HERE / "results" / f"learning_{name}.json").write_text(json.dumps(record) + "\n")
+    jobs = [(name, seed) for seed in args.seeds for name in args.names or RUNS]
+    with multiprocessing.get_context("spawn").Pool(args.processes, maxtasksperchild=1) as pool:
+        for name, result in pool.imap_unordered(train_seed, jobs):
+            command, target = RUNS[name]
+            file = HERE / "results" / f"learning_{name}.json"
+            runs = json.loads(file.read_text())["runs"] if file.exists() else []
+            runs = sorted(
+                [run for run in runs if run["seed"] != result["seed"]] + [result], key=lambda run: run["seed"]
+            )
+            mean, half = summary(runs)
+            print(f"{name} seed {result['seed']}: {result['return']} in {result['seconds']} s", flush=True)
+            print(f"  {len(runs)} seeds: {mean:.1f} ± {half:.1f} (target {target})", flush=True)
+            record = {"command": f"python {command}", "mean": mean, "interval_95": half, "runs": runs}
+            file.write_text(json.dumps(record) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,18 +6,19 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Discrete, MultiBinary, MultiDiscrete
+from gymnasium.vector.utils import batch_space
 from torch import nn
 from torch.distributions import Categorical
 
 import ppo
-from ppo import Agent, RunningMeanStd, action_choices, forbidden_choices, numpy_network, sample_actions
+from ppo import Agent, RunningMeanStd, forbidden_choices, numpy_network, sample_actions, to_env
 
 MISSING = np.array([[False, False, True], [False, False, False]])  # components with 2 and 3 choices
 
 
 def test_initialisation():
     """Orthogonal weights with the gains of detail 2, zero biases, networks of their own (detail 13)."""
-    agent = Agent(7, 5)
+    agent = Agent(7, Discrete(5))
     for network, gains in ((agent.actor, (2**0.5, 2**0.5, 0.01)), (agent.critic, (2**0.5, 2**0.5, 1.0))):
         layers = [layer for layer in network if isinstance(layer, nn.Linear)]
         for layer, gain in zip(layers, gains, strict=True):
@@ -41,12 +42,12 @@ def random_inputs(size=200):
 def test_distribution_is_that_of_the_allowed_choices():
     """Log-probabilities and entropies of independent categoricals over what is allowed, summed (details 37 and d)."""
     torch.manual_seed(0)
-    agent = Agent(4, 6)
+    agent = Agent(4, MultiDiscrete([3, 3]))
     nn.init.orthogonal_(agent.actor[-1].weight)  # far from uniform
     obs, forbidden = random_inputs()
     logits = agent.actor(obs).view(-1, 2, 3)
     actions = (~forbidden * torch.rand(forbidden.shape)).argmax(-1)
-    logprob, entropy = agent.evaluate(obs, forbidden, actions)
+    logprob, entropy = agent.evaluate({"obs": obs, "forbidden": forbidden, "actions": actions})
     for i in range(len(obs)):
         expected_logprob = expected_entropy = 0
         for c in range(2):
@@ -60,10 +61,11 @@ def test_distribution_is_that_of_the_allowed_choices():
 
 def test_forbidden_choices_get_no_gradient():
     torch.manual_seed(0)
-    agent = Agent(4, 6)
+    agent = Agent(4, MultiDiscrete([3, 3]))
     forbidden = torch.zeros(10, 2, 3, dtype=torch.bool)
     forbidden[:, 1, 2] = True
-    logprob, entropy = agent.evaluate(torch.randn(10, 4), forbidden, torch.ones(10, 2, dtype=torch.int64))
+    batch = {"obs": torch.randn(10, 4), "forbidden": forbidden, "actions": torch.ones(10, 2, dtype=torch.int64)}
+    logprob, entropy = agent.evaluate(batch)
     (gradient,) = torch.autograd.grad((logprob + entropy).sum(), agent.actor[-1].bias)
     assert gradient.isfinite().all()
     assert gradient[5] == 0
@@ -74,8 +76,7 @@ def test_sampling_frequencies():
     """200,000 samples: each choice as often as its probability says, components independent, forbidden ones never."""
     size, logits = 200_000, np.array([1.0, -1.0, 0.3, 0.0, 2.0, -0.5], np.float32)
     forbidden = np.broadcast_to(MISSING, (size, 2, 3))
-    noise = np.random.default_rng(0).gumbel(size=(size, 2, 3))
-    samples = sample_actions(np.broadcast_to(logits, (size, 6)), forbidden, noise)
+    samples = sample_actions(np.broadcast_to(logits, (size, 6)), forbidden, np.random.default_rng(0))
     first = np.exp(logits[:2]) / np.exp(logits[:2]).sum()
     second = np.exp(logits[3:]) / np.exp(logits[3:]).sum()
     for a, b in itertools.product(range(2), range(3)):
@@ -86,7 +87,10 @@ def test_sampling_frequencies():
 
 def test_numpy_network_is_the_network():
     torch.manual_seed(0)
-    networks = [Agent(9, 6).actor, nn.Sequential(nn.Linear(9, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 6))]
+    networks = [
+        Agent(9, Discrete(6)).actor,
+        nn.Sequential(nn.Linear(9, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 6)),
+    ]
     obs = torch.randn(32, 9)
     for network in networks:
         with torch.no_grad():
@@ -106,18 +110,24 @@ def test_numpy_network_is_the_network():
         (MultiBinary((2, 1)), [[0, 0], [0, 0]], [0, 0]),
     ],
 )
-def test_action_choices(space, missing, start):
-    got_missing, got_start = action_choices(space)
-    assert got_missing.dtype == bool
-    assert got_missing.tolist() == np.array(missing, bool).tolist()
-    assert got_start.tolist() == start
+def test_action_spaces(space, missing, start):
+    """Which of C * K choices don't exist; and what the environments are told, whatever the space counts from."""
+    got = Agent(3, space).missing
+    assert got.dtype == bool
+    assert got.tolist() == np.array(missing, bool).tolist()
+    last = got.shape[1] - 1 - got.sum(1)
+    batched = batch_space(space, 2)
+    told = to_env(np.array([last, 0 * last]), batched)
+    assert told.dtype == batched.dtype and batched.contains(told)
+    np.testing.assert_array_equal(told.reshape(2, -1), [np.array(start) + last, start])
+    assert not batched.contains(to_env(np.array([last + 1, 0 * last]), batched))
 
 
 ALIVE, OVER = np.array([False] * 3), np.array([False, False, True])
 
 
 def test_masks_from_info():
-    assert forbidden_choices({}, MISSING, ALIVE) is MISSING
+    assert np.array_equal(forbidden_choices({}, MISSING, ALIVE), [MISSING] * 3)
     mask = np.array([[0, 1, 1, 0, 1], [1, 1, 1, 1, 0], [0, 0, 0, 0, 0]], np.int8)
     expected = np.array([[[1, 0, 1], [0, 1, 0]], [[0, 0, 1], [0, 0, 1]], MISSING], bool)
     assert np.array_equal(forbidden_choices({"action_mask": mask}, MISSING, OVER), expected)
@@ -132,7 +142,7 @@ def test_masks_as_tuples_and_with_axes():
     expected = [[[0, 1, 1], [0, 1, 0]], [[0, 0, 1], [1, 0, 1]]]
     got = forbidden_choices({"action_mask": pairs}, MISSING, ALIVE[:2])
     assert np.array_equal(got, np.array(expected, bool))
-    missing, _ = action_choices(MultiBinary((2, 2)))
+    missing = Agent(3, MultiBinary((2, 2))).missing
     mask = np.array([[[[1, 0], [1, 1]], [[0, 1], [1, 0]]]])
     assert forbidden_choices({"action_mask": mask}, missing, ALIVE[:1]).tolist() == [
         [[False, True], [False, False], [True, False], [False, True]]
@@ -140,13 +150,13 @@ def test_masks_as_tuples_and_with_axes():
 
 
 @pytest.mark.parametrize(
-    ("mask", "message"), [([[1, 1, 1]], "has 3 values, but the action space has 5"), ([[1, 1, 0, 0, 0]], "no choice")]
+    "mask", [[1, 1, 1], [1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 1, 1, 1], [0, 0, 0, 0, 0], [1]]
 )
-def test_impossible_masks(mask, message, capsys):
+def test_impossible_masks(mask, capsys):
     """Of a wrong size, or without a choice where the episode goes on: an error, not a forbidden action."""
     with pytest.raises(SystemExit):
-        forbidden_choices({"action_mask": np.array(mask)}, MISSING, ALIVE[:1])
-    assert message in capsys.readouterr().err
+        forbidden_choices({"action_mask": np.array([mask])}, MISSING, ALIVE[:1])
+    assert "needs 5 values, and to leave a choice until the episode ends" in capsys.readouterr().err
 
 
 def test_masks_of_a_real_environment(minibatches):

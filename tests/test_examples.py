@@ -5,18 +5,17 @@ import contextlib
 import numpy as np
 import pytest
 
-from ppo import Args, action_choices, make_envs, numpy_network, sample_actions, train
+from ppo import Args, make_envs, numpy_network, sample_actions, to_env, train
 
 
 def behaviour(agent, env_id, index, steps=500):
     """Mean size of one entry of the observation while the agent acts in 32 environments."""
     envs = make_envs(Args(env_id=env_id, num_envs=32))
-    missing, _ = action_choices(envs.single_action_space)
     policy, rng, sizes = numpy_network(agent.actor), np.random.default_rng(0), []
     obs, _ = envs.reset(seed=0)
     for _ in range(steps):
-        noise = rng.gumbel(size=(32, *missing.shape))
-        obs, *_ = envs.step(sample_actions(policy(obs), np.repeat(missing[None], 32, 0), noise)[:, 0])
+        actions = sample_actions(policy(obs), np.zeros((32, 1, 2), bool), rng)
+        obs, *_ = envs.step(to_env(actions, envs.action_space))
         sizes.append(np.abs(obs[:, index]))
     return np.mean(sizes[50:])
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from gymnasium.spaces import Discrete
 from torch import nn
 
 import ppo
@@ -118,7 +119,7 @@ def samples():
 def learn_from(batch):
     """Gradient, diagnostics, and advantages of each minibatch."""
     torch.manual_seed(5)
-    agent = Agent(6, 3)
+    agent = Agent(6, Discrete(3))
     batch = batch | weigh_minibatches(batch["valid"], batch["advantages"], True)
     learned = []
     for i in range(2):
@@ -161,7 +162,7 @@ def watch():
     sums = listen(ppo, "all_sum", torch.clone)
     minibatches = listen(ppo, "compute_gradient", lambda agent, params, batch, *_: batch)
     rollouts = listen(ppo, "compute_gae", lambda rewards, *_: rewards.copy())
-    noise = listen(ppo, "sample_actions", lambda logits, forbidden, noise: noise)
+    noise = listen(ppo, "sample_actions", lambda logits, forbidden, rng: copy.deepcopy(rng).random(4))
     updates = listen(RunningMeanStd, "update", lambda stats, batch: batch.copy())
 
     settings = {"num_envs": 8, "num_steps": 16, "num_minibatches": 1, "update_epochs": 1, "max_grad_norm": 1e9}
@@ -298,7 +299,7 @@ class TestNumbers:
         assert logged["charts/episodic_length"] == 3
 
     def test_a_probe_is_learned(self, watched):
-        agent = Agent(1, 2)
+        agent = Agent(1, Discrete(2))
         for seen in watched[2]:
             agent.load_state_dict(seen["agent"])
             assert probability(agent, [1.0], 1) > 0.95

@@ -18,9 +18,9 @@ def value(agent, *obs):
         return agent.value(torch.tensor(obs)).item()
 
 
-def probability(agent, obs, action, choices=2):
+def probability(agent, obs, action):
     with torch.no_grad():
-        return agent.logits(torch.tensor(obs), torch.zeros(1, choices, dtype=torch.bool)).softmax(-1)[0, action].item()
+        return agent.actor(torch.tensor(obs)).softmax(-1)[action].item()
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -62,11 +62,12 @@ class TestProbes:
 def test_masked_actions_are_never_taken():
     """The environment itself fails when they are; and what pays is learned where it is allowed."""
     agent = learn("Masked", 1)
-    allowed = torch.tensor([1.0, 1.0, 1.0, 0.0])
+    allowed = torch.tensor([[1.0, 1.0, 1.0, 0.0]] * 4)
+    batch = {"obs": allowed, "forbidden": allowed[:, None] == 0, "actions": torch.arange(4)[:, None]}
     with torch.no_grad():
-        logits = agent.logits(allowed, allowed[None] == 0)
-    assert logits.softmax(-1)[0].tolist() == pytest.approx([0, 0, 1, 0], abs=0.1)
-    assert logits.softmax(-1)[0, 3] == 0
+        probabilities = agent.evaluate(batch)[0].exp().tolist()
+    assert probabilities == pytest.approx([0, 0, 1, 0], abs=0.1)
+    assert probabilities[3] == 0
 
 
 def test_multi_discrete_masks():
