@@ -548,6 +548,8 @@ def parse_args(argv: list[str] | None = None) -> Args:
 def make_film_envs(args: Args, folder: str) -> gym.vector.VectorEnv:
     """One environment, whose episodes become videos in a new folder. Raises SystemExit(2) if it can't be filmed."""
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws without a display too
+    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+        os.environ.setdefault("MUJOCO_GL", "egl")  # and so does MuJoCo
     options = {"video_folder": folder, "name_prefix": Path(folder).name, "episode_trigger": lambda episode: True}
     record = partial(gym.wrappers.RecordVideo, **options)
     with warnings.catch_warnings(action="ignore"):  # of what the error says too

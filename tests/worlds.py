@@ -339,11 +339,98 @@ class BadPicture(Endless):
         raise RuntimeError("no picture today")
 
 
+class Continuous(World):
+    """A useless action of one component: the probes 1, 2, 3, 6 and 7 for continuous actions."""
+
+    action_space = Box(-1, 1, (1,))
+
+
+class Continuous2(Continuous, Probe2):
+    pass
+
+
+class Continuous3(Continuous, Probe3):
+    pass
+
+
+class Continuous4(Continuous):
+    """Reward falls with the squared distance of the action from 0.5."""
+
+    def reward(self, action):
+        return -float((action[0] - 0.5) ** 2)
+
+
+class Continuous5(Continuous, Probe2):
+    """Reward falls with the squared distance of the action from half the observation."""
+
+    def reward(self, action):
+        return 1 - float((action[0] - 0.5 * self.obs[0]) ** 2)
+
+
+class Continuous6(Continuous, Probe6):
+    pass
+
+
+class Continuous7(Continuous, Probe7):
+    pass
+
+
+class CountingContinuous(Counting):
+    """With an action of two components, of which bounds leave only a little."""
+
+    action_space = Box(np.array([-0.1, -np.inf], np.float32), np.array([0.1, 0.2], np.float32))
+
+
+class Matrix(Continuous):
+    """Actions (2, 3) as 64-bit numbers, each component with bounds of its own or none: pays for their sum."""
+
+    action_space = Box(
+        np.array([[-1, -np.inf, 0], [-np.inf, -0.5, 3]]),
+        np.array([[1, np.inf, np.inf], [-2, 0.5, 4]]),
+        dtype=np.float64,
+    )
+
+    def reward(self, action):
+        assert action.shape == (2, 3) and action.dtype == np.float64
+        return float(action.clip(-5, 5).sum())
+
+
+class Scalar(Continuous):
+    """An action without axes."""
+
+    action_space = Box(-2, 2, ())
+
+    def reward(self, action):
+        assert np.shape(action) == ()
+        return -float((action - 1) ** 2)
+
+
+class WholeNumbers(World):
+    """A Box of whole numbers."""
+
+    action_space = Box(0, 5, (2,), np.int64)
+
+
+class Control(Continuous):
+    """Observations in a Dict of vectors, matrices and scalars, as dm_control's."""
+
+    observation_space = Dict(
+        position=Box(-np.inf, np.inf, (2,), np.float64),
+        inertia=Box(-np.inf, np.inf, (2, 2), np.float64),
+        height=Box(-np.inf, np.inf, (), np.float64),
+    )
+
+    def observe(self):
+        inertia = np.array([[3.0, 4.0], [5.0, 6.0]])
+        return {"position": np.array([1.0, 2.0]), "inertia": inertia, "height": np.array(7.0)}
+
+
 def same_step(num_envs, **kwargs):
     """A vector environment that resets in the step that ends the episode."""
     return gym.vector.SyncVectorEnv([Probe1] * num_envs, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
 
 
-for world in [*World.__subclasses__(), Probe5, NanReward, BadPicture]:
-    gym.register(world.__name__, world)
+for world in [*globals().values()]:
+    if isinstance(world, type) and issubclass(world, World):
+        gym.register(world.__name__, world)
 gym.register("SameStep", vector_entry_point=same_step)
