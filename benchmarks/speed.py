@@ -1,13 +1,15 @@
-"""Speed of `ppo.py` against Stable-Baselines3: same hyperparameters, same machine, in turns, on the CPU.
+"""Speed against Stable-Baselines3: same hyperparameters, same machine, in turns, on the CPU.
 
     pip install -r benchmarks/requirements.txt
     python benchmarks/speed.py                  # steady steps per second, then whole commands: 20 minutes
     python benchmarks/speed.py --rounds 3 --commands 0
+    python benchmarks/speed.py Hopper-v5 --rounds 3
+    python benchmarks/speed.py HalfCheetah-v5 Walker2d-v5 --rounds 3     # defaults and fast recipe alone
 
 Steady state is the speed from the first third of a run on, so imports and compilation don't count. A whole command is
 timed from outside, interpreter start, imports and compilation (`--compile`, from an empty cache) included. Each round
-runs all contenders one after the other; a row gives the median over rounds and the median of the ratios within rounds.
-Results: `benchmarks/results/speed.json`.
+runs all contenders one after the other; a row gives the median over rounds and the median of the ratios within rounds
+to the first row. Results: `benchmarks/results/speed_*.json`.
 """
 
 import argparse
@@ -24,12 +26,32 @@ from pathlib import Path
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 HERE = Path(__file__).resolve().parent
+SB3, CONTINUOUS = "sb3.py --normalize --ent-coef 0 --update-epochs 10", "ppo_continuous.py"
+RECIPE = "--num-envs 16 --num-steps 128 --num-minibatches 8 --learning-rate 1e-3"  # the fast one of learning.py
+FAST = f"{RECIPE} --vectorization envpool --compile"
+DEFAULTS = "--num-envs 1 --num-steps 2048 --num-minibatches 32 --learning-rate 3e-4"
+# environment: {contender: (script and arguments, steps)}; the first one is what the others are compared with
 CONTENDERS = {
-    "Stable-Baselines3": [str(HERE / "sb3_cartpole.py")],
-    "Stable-Baselines3, one thread": [str(HERE / "sb3_cartpole.py"), "--threads", "1"],
-    "ppo.py": [str(HERE.parent / "ppo.py")],
-    "ppo.py --compile": [str(HERE.parent / "ppo.py"), "--compile"],
+    "CartPole-v1": {
+        "Stable-Baselines3": ("sb3.py", 150_000),
+        "Stable-Baselines3, one thread": ("sb3.py --threads 1", 150_000),
+        "ppo.py": ("ppo.py", 150_000),
+        "ppo.py --compile": ("ppo.py --compile", 150_000),
+    },
+    "Hopper-v5": {
+        "Stable-Baselines3": (f"{SB3} {DEFAULTS}", 40_960),
+        "Stable-Baselines3, one thread": (f"{SB3} {DEFAULTS} --threads 1", 40_960),
+        "ppo_continuous.py": (CONTINUOUS, 81_920),
+        "ppo_continuous.py --compile": (f"{CONTINUOUS} --compile", 81_920),
+        "ppo_continuous.py, fast recipe": (f"{CONTINUOUS} {FAST}", 307_200),
+        "Stable-Baselines3, fast recipe's hyperparameters": (f"{SB3} {RECIPE}", 81_920),
+    },
 }
+for env_id in ("HalfCheetah-v5", "Walker2d-v5", "InvertedPendulum-v5", "Pendulum-v1"):
+    CONTENDERS[env_id] = {
+        "ppo_continuous.py": (CONTINUOUS, 81_920),
+        "ppo_continuous.py, fast recipe": (f"{CONTINUOUS} {FAST}", 307_200),
+    }
 
 
 def steady_speed(run_dir: Path) -> float:
@@ -39,11 +61,13 @@ def steady_speed(run_dir: Path) -> float:
     return (last.step - first.step) / (last.wall_time - first.wall_time)
 
 
-def run(name: str, steps: int) -> tuple[float, float]:
+def run(env_id: str, contender: str, steps: int) -> tuple[float, float]:
     """Steady steps per second and wall seconds of one contender's command."""
+    script, *arguments = contender.split()
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/cache"}
-        command = [sys.executable, *CONTENDERS[name], "--total-timesteps", str(steps)]
+        command = [sys.executable, HERE / script if script == "sb3.py" else HERE.parent / script, *arguments]
+        command += ["--env-id", env_id, "--total-timesteps", str(steps)]
         start = time.time()
         output = subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, text=True).stdout
         seconds = time.time() - start
@@ -51,7 +75,8 @@ def run(name: str, steps: int) -> tuple[float, float]:
         return (steady_speed(runs[0]) if runs else json.loads(output)["steady_sps"]), seconds
 
 
-def table(rows: dict[str, list[float]], unit: str, peer: str, faster_is_more: bool) -> str:
+def table(rows: dict[str, list[float]], unit: str, faster_is_more: bool) -> str:
+    peer = next(iter(rows))
     lines = [f"| | {unit} | times {peer} | (range over rounds) |", "| --- | --- | --- | --- |"]
     for name, values in rows.items():
         pairs = zip(values, rows[peer], strict=True)
@@ -63,23 +88,28 @@ def table(rows: dict[str, list[float]], unit: str, peer: str, faster_is_more: bo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("env_ids", nargs="*", choices=[*CONTENDERS, []])
     parser.add_argument("--rounds", type=int, default=7, help="rounds for the steady state")
-    parser.add_argument("--steps", type=int, default=150_000, help="steps of a run for the steady state")
-    parser.add_argument("--commands", type=int, default=3, help="rounds for the whole 500k-step command")
+    parser.add_argument("--commands", type=int, default=3, help="rounds for CartPole's whole 500k-step command")
     args = parser.parse_args()
-    results = {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "steps": args.steps}
-    for kind, rounds, steps in (("steady_sps", args.rounds, args.steps), ("command_seconds", args.commands, 500_000)):
-        rows = {name: [] for name in CONTENDERS if kind == "steady_sps" or "one thread" not in name}
-        for _ in range(rounds):
-            for name in rows:
-                rows[name].append(run(name, steps)[kind == "command_seconds"])
-                print(f"{kind} {name}: {rows[name][-1]:,.1f}", flush=True)
-        results[kind] = rows
-        if rounds:
-            unit = "steps per second" if kind == "steady_sps" else "seconds for 500k steps"
-            print(table(rows, unit, "Stable-Baselines3", kind == "steady_sps"), flush=True)
     (HERE / "results").mkdir(exist_ok=True)
-    (HERE / "results" / "speed.json").write_text(json.dumps(results, indent=2) + "\n")
+    for env_id in args.env_ids or ["CartPole-v1"]:
+        contenders = CONTENDERS[env_id]
+        results = {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "commands": contenders}
+        for kind, rounds in (("steady_sps", args.rounds), ("command_seconds", args.commands)):
+            if kind == "command_seconds" and (env_id != "CartPole-v1" or not rounds):
+                continue
+            rows = {name: [] for name in contenders if kind == "steady_sps" or "one thread" not in name}
+            for _ in range(rounds):
+                for name in rows:
+                    command, steps = contenders[name]
+                    steps = steps if kind == "steady_sps" else 500_000
+                    rows[name].append(run(env_id, command, steps)[kind == "command_seconds"])
+                    print(f"{env_id} {kind} {name}: {rows[name][-1]:,.1f}", flush=True)
+            results[kind] = rows
+            unit = "steps per second" if kind == "steady_sps" else "seconds for 500k steps"
+            print(table(rows, unit, kind == "steady_sps"), flush=True)
+        (HERE / "results" / f"speed_{env_id}.json").write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":
