@@ -227,9 +227,9 @@ class EnvPool(gym.vector.VectorEnv):
         if env_id not in envpool.list_all_envs():
             raise gym.error.NameNotFound("EnvPool has no such environment: leave --vectorization envpool out")
         self.make, self.pool = partial(envpool.make_gymnasium, env_id, num_envs=num_envs), None
+        warnings.filterwarnings("ignore", ".*precision lowered by casting")  # of bounds, which are gymnasium's own
         self.num_envs, spec = num_envs, envpool.make_spec(env_id)
-        with warnings.catch_warnings(action="ignore"):  # about the bounds' precision, which are gymnasium's own
-            self.single_observation_space, self.single_action_space = spec.observation_space, spec.action_space
+        self.single_observation_space, self.single_action_space = spec.observation_space, spec.action_space
         self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, num_envs)
         self.action_space = gym.vector.utils.batch_space(self.single_action_space, num_envs)
 

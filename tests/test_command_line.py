@@ -23,14 +23,18 @@ def run(*args, folder=".", script=ROOT / "ppo.py"):
     return done.returncode, done.stdout, done.stderr
 
 
-def script_requirements():
-    block = re.search(r"^# /// script$(.*?)^# ///$", (ROOT / "ppo.py").read_text(), re.MULTILINE | re.DOTALL)[1]
+SCRIPTS = pytest.mark.parametrize("script", ["ppo.py", "ppo_continuous.py"])
+
+
+def script_requirements(script):
+    block = re.search(r"^# /// script$(.*?)^# ///$", (ROOT / script).read_text(), re.MULTILINE | re.DOTALL)[1]
     return tomllib.loads("\n".join(line[2:] for line in block.splitlines()))
 
 
-def test_the_script_and_the_requirements_agree():
+@SCRIPTS
+def test_the_script_and_the_requirements_agree(script):
     wanted = (ROOT / "requirements.txt").read_text().split("\n")
-    metadata = script_requirements()
+    metadata = script_requirements(script)
     assert metadata["requires-python"] == ">=3.11"
     assert len(metadata["dependencies"]) >= 5
     for requirement in metadata["dependencies"]:
@@ -41,7 +45,8 @@ def test_the_script_and_the_requirements_agree():
         assert extras[0] <= extras[1]
 
 
-def test_the_script_names_all_that_it_imports():
+@SCRIPTS
+def test_the_script_names_all_that_it_imports(script):
     """The header for `uv run` has what each run needs; what some need (wandb) is in requirements.txt."""
 
     def imports(nodes):
@@ -52,46 +57,48 @@ def test_the_script_names_all_that_it_imports():
     def names(requirements):
         return {re.split(r"\W", requirement)[0] for requirement in requirements}
 
-    script = ast.parse((ROOT / "ppo.py").read_text())
-    always = imports(script.body)
-    assert always == names(script_requirements()["dependencies"])
-    assert imports(list(ast.walk(script))) - always == {"envpool", "wandb"}
+    tree = ast.parse((ROOT / script).read_text())
+    always = imports(tree.body)
+    assert always == names(script_requirements(script)["dependencies"]) - {"mujoco"}  # which gymnasium imports
+    assert imports(list(ast.walk(tree))) - always == {"envpool", "wandb"}
     assert {"envpool", "wandb"} <= names((ROOT / "requirements.txt").read_text().split("\n"))
 
 
-def test_the_lone_file_trains(tmp_path):
+@pytest.mark.parametrize(("script", "env_id"), [("ppo.py", "CartPole-v1"), ("ppo_continuous.py", "Pendulum-v1")])
+def test_the_lone_file_trains(script, env_id, tmp_path):
     """Copied into an empty folder, in a log file: plain lines, the result, where things are, what to type next.
 
     The commands that it names work as they are.
     """
-    shutil.copy(ROOT / "ppo.py", tmp_path)
-    code, out, err = run("--total-timesteps", "2048", script="ppo.py", folder=tmp_path)
+    shutil.copy(ROOT / script, tmp_path)
+    code, out, err = run("--env-id", env_id, "--total-timesteps", "2048", script=script, folder=tmp_path)
     assert (code, err) == (0, "")
     assert "\r" not in out and "\x1b" not in out
     assert "2,048/2,048 steps | return" in out
     (folder,) = (tmp_path / "runs").iterdir()
     assert "Done: 2,048 steps, mean return of the last episodes " in out
     assert f"Everything is in runs/{folder.name}" in out
-    assert re.fullmatch(r"CartPole-v1__ppo__1__\d{10}", folder.name)
+    assert re.fullmatch(rf"{env_id}__{script[:-3]}__1__\d{{10}}", folder.name)
     assert sorted(path.name.split(".")[0] for path in folder.iterdir()) == ["args", "checkpoint", "events"]
     commands = dict(re.findall(r"^  (\w[\w ]*\w)   +(\S.*)$", out.split("Everything is in")[1], re.MULTILINE))
     assert commands["watch the curves"] == "tensorboard --logdir runs"
-    assert commands["evaluate"] == f"python ppo.py --evaluate runs/{folder.name}"
-    assert commands["film"] == f"python ppo.py --evaluate runs/{folder.name} --capture-video"
-    assert commands["go on"] == f"python ppo.py --resume runs/{folder.name} --total-timesteps 4096"
+    assert commands["evaluate"] == f"python {script} --evaluate runs/{folder.name}"
+    assert commands["film"] == f"python {script} --evaluate runs/{folder.name} --capture-video"
+    assert commands["go on"] == f"python {script} --resume runs/{folder.name} --total-timesteps 4096"
     for name in ("evaluate", "film", "go on"):
-        code, out, err = run(*commands[name].split()[2:], script="ppo.py", folder=tmp_path)
+        code, out, err = run(*commands[name].split()[2:], script=script, folder=tmp_path)
         assert (code, err) == (0, "")
     assert "4,096/4,096 steps" in out
 
 
-def test_help_explains_every_argument():
-    code, out, _ = run("--help")
+@SCRIPTS
+def test_help_explains_every_argument(script):
+    code, out, _ = run("--help", script=ROOT / script)
     assert code == 0
     words = " ".join(re.sub(r"[│╭╮╰╯─]", " ", out).split())
     for field in dataclasses.fields(Args):
         assert f"--{field.name.replace('_', '-')}" in words
-    source = (ROOT / "ppo.py").read_text()
+    source = (ROOT / script).read_text()
     fields = source[source.index("class Args") : source.index("def fail")]
     docstrings = re.findall(r'^    """(.*?)"""', fields, re.MULTILINE | re.DOTALL)
     assert len(docstrings) == 1 + len(dataclasses.fields(Args))

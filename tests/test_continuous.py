@@ -1,6 +1,9 @@
 """ppo_continuous.py: what continuous actions and normalisation need. What it shares with ppo.py is tested there."""
 
+import ctypes.util
 import math
+import os
+import subprocess
 import sys
 
 import gymnasium as gym
@@ -9,11 +12,13 @@ import pytest
 import torch
 from gymnasium.spaces import Box
 from gymnasium.vector.utils import batch_space
+from moviepy import VideoFileClip
 from torch import nn
 from torch.distributions import Normal
 
 import ppo_continuous as ppo
 import worlds
+from conftest import ROOT
 from ppo_continuous import Agent, Args, RunningMeanStd, evaluate, load_checkpoint, parse_args, sample_actions, to_env
 from ppo_continuous import train as train_args
 from test_loss import weighed
@@ -460,6 +465,20 @@ def test_two_processes(tmp_path):
         assert np.array_equal(first["stats"][name], second["stats"][name])
 
 
+@pytest.mark.skipif(not ctypes.util.find_library("EGL"), reason="MuJoCo draws with EGL where there is no display")
+def test_mujoco_is_filmed_without_a_display(tmp_path):
+    """In training and in evaluation; and the picture shows something."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "MUJOCO_GL")}
+    args = ["--env-id", "Hopper-v5", "--num-steps", "128", "--num-minibatches", "4", "--total-timesteps", "128"]
+    command = [sys.executable, ROOT / "ppo_continuous.py", *args, "--capture-video"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    files = sorted(tmp_path.glob("runs/*/videos/*/*.mp4"))
+    assert [file.parent.name for file in files] == ["step-000000000", "step-000000128"]
+    with VideoFileClip(str(files[0])) as clip:
+        assert clip.get_frame(0).std() > 10
+
+
 MISTAKES = {
     "discrete": ({"env_id": "CartPole-v1"}, "CartPole-v1 has the action space Discrete(2): use ppo.py"),
     "several discrete": ({"env_id": "worlds:Pairs"}, "use ppo.py"),
@@ -516,6 +535,4 @@ def test_health_of_the_deviation():
 
 
 if __name__ == "__main__":
-    import os
-
     torch.save(globals()[sys.argv[1]](*sys.argv[2:]), f"process{os.environ['RANK']}.pt")
