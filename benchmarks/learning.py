@@ -89,24 +89,36 @@ def summary(results: list[dict]) -> tuple[float, float]:
     return statistics.mean(returns), T_95[len(returns) - 1] * statistics.stdev(returns) / math.sqrt(len(returns))
 
 
+def curves(axes, name: str, color: str, label: str) -> None:
+    """The seeds of one row of RUNS, thin, and their mean."""
+    results = json.loads((HERE / "results" / f"learning_{name}.json").read_text())["runs"]
+    columns = list(zip(*[result["curve"] for result in results], strict=True))
+    values = [sorted(value for _, value in column if value is not None) for column in columns]
+    for result in results:
+        axes.plot(*zip(*result["curve"], strict=True), color=color, alpha=0.25, linewidth=0.8)
+    means = [statistics.mean(column) if column else math.nan for column in values]
+    axes.plot([column[0][0] for column in columns], means, color=color, linewidth=2, label=f"{label} ({len(results)})")
+
+
 def plot() -> None:
     import matplotlib.pyplot as plt
 
-    figure, all_axes = plt.subplots(2, 2, figsize=(10, 6.5), layout="constrained")
-    for axes, (name, (_, target)) in zip(all_axes.flat, RUNS.items(), strict=True):
-        results = json.loads((HERE / "results" / f"learning_{name}.json").read_text())["runs"]
-        columns = list(zip(*[result["curve"] for result in results], strict=True))
-        steps = [column[0][0] for column in columns]
-        values = [sorted(value for _, value in column if value is not None) for column in columns]
-        for result in results:
-            axes.plot(*zip(*result["curve"], strict=True), color="C0", alpha=0.25, linewidth=0.8)
-        means = [statistics.mean(column) if column else math.nan for column in values]
-        axes.plot(steps, means, color="C0", linewidth=2, label=f"mean of {len(results)} seeds")
-        axes.axhline(target, color="0.4", linestyle=":", label=f"target {target}")
-        axes.set(title=name, xlabel="environment steps", ylabel="episodic return")
-        axes.legend(loc="lower right")
-        axes.grid(alpha=0.2)
-    figure.savefig(HERE / "results" / "learning.png", dpi=110)
+    discrete = [name for name, (command, _) in RUNS.items() if command.startswith("ppo.py")]
+    continuous = [name for name in RUNS if f"{name}-fast" in RUNS]
+    for file, names, shape in (("learning", discrete, (2, 2)), ("learning_continuous", continuous, (2, 3))):
+        figure, all_axes = plt.subplots(*shape, figsize=(5 * shape[1], 6.5), layout="constrained")
+        for axes in all_axes.flat[len(names) :]:
+            axes.axis("off")
+        for axes, name in zip(all_axes.flat, names, strict=False):
+            curves(axes, name, "C0", "mean of the seeds" if names is discrete else "defaults")
+            if f"{name}-fast" in RUNS:
+                curves(axes, f"{name}-fast", "C1", "fast recipe")
+            target = RUNS[name][1]
+            axes.axhline(target, color="0.4", linestyle=":", label=f"target {target}")
+            axes.set(title=name, xlabel="environment steps", ylabel="episodic return")
+            axes.legend(loc="lower right")
+            axes.grid(alpha=0.2)
+        figure.savefig(HERE / "results" / f"{file}.png", dpi=110)
 
 
 def main() -> None:
