@@ -95,7 +95,7 @@ class Args:
     save_interval: float = 60.0
     """seconds between checkpoints, at most what a crash can cost; 0 saves after every iteration"""
     resume: str | None = None
-    """run folder to go on with; its arguments hold, but for those of length, device, tracking, video and saving"""
+    """run folder to go on with; its arguments hold, but for length, device, vectorization, tracking, video, saving"""
     evaluate: str | None = None
     """run folder or checkpoint file to play episodes with, instead of training"""
     eval_episodes: int = 10
@@ -200,7 +200,7 @@ def check_args(args: Args) -> None:
     if args.track and not importlib.util.find_spec("wandb"):
         fail("--track needs Weights & Biases: pip install wandb")
     if args.vectorization == "envpool" and not importlib.util.find_spec("envpool"):
-        fail("--vectorization envpool needs EnvPool: pip install envpool, or leave it out")
+        fail("--vectorization envpool needs EnvPool: pip install envpool, or give --vectorization auto")
 
 
 def pick_device(args: Args) -> torch.device:
@@ -225,7 +225,7 @@ class EnvPool(gym.vector.VectorEnv):
         import envpool  # an optional install
 
         if env_id not in envpool.list_all_envs():
-            raise gym.error.NameNotFound("EnvPool has no such environment: leave --vectorization envpool out")
+            raise gym.error.NameNotFound("EnvPool has no such environment: give --vectorization auto")
         self.make, self.pool = partial(envpool.make_gymnasium, env_id, num_envs=num_envs), None
         warnings.filterwarnings("ignore", ".*precision lowered by casting")  # of bounds, which are gymnasium's own
         self.num_envs, spec = num_envs, envpool.make_spec(env_id)
@@ -535,10 +535,10 @@ def parse_args(argv: list[str] | None = None) -> Args:
     if not (args.resume or args.evaluate):
         return args
     saved = load_checkpoint(args.resume or args.evaluate)["args"]
-    may_change = "resume|total_.*|stop_.*|save_.*|track|wandb_.*|capture_.*|compile|cuda|device|torch_.*"
+    may_change = "resume|total_.*|stop_.*|save_.*|track|wandb_.*|capture_.*|vectoriz.*|compile|cuda|device|torch_.*"
     if args.evaluate:
         saved = replace(saved, capture_video=False, track=False, compile=False)
-        may_change = "resume|evaluate|eval_.*|capture_.*|seed"
+        may_change = "resume|evaluate|eval_.*|capture_.*|vectoriz.*|seed"
     args = tyro.cli(Args, args=argv, default=saved)
     for name, value in asdict(args).items():
         if value != getattr(saved, name) and not re.fullmatch(may_change, name):

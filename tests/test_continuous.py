@@ -490,7 +490,7 @@ MISTAKES = {
     "minibatches": ({"num_minibatches": 33}, "--num-minibatches 33 must divide num_envs * num_steps, which is 2048"),
     "not in EnvPool": (
         {"env_id": "worlds:Continuous", "vectorization": "envpool"},
-        "EnvPool has no such environment: leave --vectorization envpool out",
+        "EnvPool has no such environment: give --vectorization auto",
     ),
     "discrete in EnvPool": ({"env_id": "CartPole-v1", "vectorization": "envpool"}, "Discrete(2): use ppo.py"),
 }

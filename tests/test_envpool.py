@@ -152,6 +152,8 @@ def test_training(num_envs):
     results = ppo_continuous.evaluate(ppo_continuous.parse_args(["--evaluate", run_dir, "--eval-episodes", "3"]))
     assert [length for _, length in results] == [200] * 3
     assert len({episode_return for episode_return, _ in results}) == 3
+    played = ["--evaluate", run_dir, "--eval-episodes", "3", "--vectorization", "sync"]  # where EnvPool is missing
+    assert [length for _, length in ppo_continuous.evaluate(ppo_continuous.parse_args(played))] == [200] * 3
     more = ["--resume", run_dir, "--total-timesteps", str(16 * num_envs * 25)]
     assert ppo_continuous.train(ppo_continuous.parse_args(more))["global_step"] == 16 * num_envs * 25
 
