@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Discrete
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -114,7 +115,7 @@ class TestResuming:
         saved = load_checkpoint(str(result["run_dir"]))
         assert (saved["iteration"], saved["global_step"]) == (5, 120)
         assert saved["args"].env_id == "worlds:Counting" and saved["args"].norm_obs
-        agent = ppo.Agent(3, 2)
+        agent = ppo.Agent(3, Discrete(2))
         agent.load_state_dict(saved["agent"])
         assert torch.equal(parameters({"agent": agent}), parameters(result))
         mean, square, step = saved["adam"]
