@@ -263,13 +263,13 @@ def make_envs(args: Args, **kwargs: Any) -> gym.vector.VectorEnv:
     if envs.metadata.get("autoreset_mode") is not gym.vector.AutoresetMode.NEXT_STEP:
         fail(f"{args.env_id} resets in another way: metadata['autoreset_mode'] must be AutoresetMode.NEXT_STEP")
     if isinstance(actions, gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary):
-        script = "use ppo.py"
+        advice = "use ppo.py"
     elif isinstance(actions, gym.spaces.Box) and np.issubdtype(actions.dtype, np.floating):
-        script = "use ppo_continuous.py"
+        advice = "use ppo_continuous.py"
     else:
-        script = "needed is Discrete, MultiDiscrete, MultiBinary, or a Box of floats"
-    if script != "use ppo.py":
-        fail(f"{args.env_id} has the action space {actions}: {script}")
+        advice = "needed is Discrete, MultiDiscrete, MultiBinary, or a Box of floats"
+    if advice != "use ppo.py":
+        fail(f"{args.env_id} has the action space {actions}: {advice}")
     if observations.dtype == np.uint8 and len(observations.shape) > 1 and math.prod(observations.shape) >= 1024:
         fail(f"{args.env_id} has images {observations.shape} as observations: use ppo_atari.py")
     if not observations.is_np_flattenable:
@@ -314,7 +314,7 @@ class RunningMeanStd:
             self.mean, self.var, self.count = self.mean + delta * count / total, squares / total, total
 
     def normalize(self, x: np.ndarray, center: bool = True) -> np.ndarray:
-        """In units of the standard deviation, clipped to ±10; `center` subtracts the mean first."""
+        """In units of the standard deviation, clipped to ±10 (details 28 to 31); `center` subtracts the mean first."""
         return np.clip((x - self.mean * center) / np.sqrt(self.var + 1e-8), -10, 10)
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
@@ -349,7 +349,7 @@ def mlp(inputs: int, outputs: int, gain: float) -> nn.Sequential:
 
 
 class Agent(nn.Module):
-    """Policy and value, in networks of their own (detail 13).
+    """Policy and value, in networks of their own (details 13 and 26).
 
     The policy is a categorical for each component of an action (detail 37), less its forbidden choices (detail d).
     """
