@@ -283,8 +283,8 @@ def forbidden_choices(info: dict, missing: np.ndarray, ended: np.ndarray) -> np.
     (N, C, K) bool, where K is the number of choices of the component that has most. The mask is 1 for what may be done,
     all components one after the other, or a tuple of arrays. It counts unless the next action only resets.
     """
-    forbidden = np.repeat(missing[None], len(ended), axis=0)
-    for n in np.flatnonzero(info.get("_action_mask", "action_mask" in info) & ~ended):  # who sent one this time
+    forbidden = missing[None].repeat(len(ended), axis=0)
+    for n in np.flatnonzero(info.get("_action_mask", True) & ~ended) if "action_mask" in info else ():
         mask = np.concatenate([np.ravel(part) for part in info["action_mask"][n]])
         np.place(forbidden[n], ~missing, mask == 0)
         if mask.size != (~missing).sum() or forbidden[n].all(-1).any():
