@@ -1,9 +1,9 @@
 """Proximal Policy Optimization for discrete actions and vector observations, complete in this one file.
 
     python ppo.py --env-id CartPole-v1     # train: a progress bar, then where everything is
-           … --env-id my_envs:MyEnv-v0     # your own environment, registered in ./my_envs.py
-           … --resume runs/NAME            # go on where a run stopped
-    torchrun --standalone --nproc-per-node=2 …     # one run in two processes
+    python … --env-id my_envs:MyEnv-v0     # your own environment, registered in ./my_envs.py
+    python … --resume runs/NAME            # go on where a run stopped
+    torchrun --standalone --nproc-per-node=2 … --num-envs 16     # one run in two processes
 
 PPO (Schulman et al., 2017, arXiv:1707.06347) collects a rollout with the current policy, estimates advantages with GAE
 (Schulman et al., 2015, arXiv:1506.02438), then takes a few epochs of minibatch steps on a clipped objective that keeps
@@ -98,7 +98,7 @@ class Args:
     evaluate: str | None = None
     """run folder or checkpoint file to play episodes with, instead of training"""
     eval_episodes: int = 10
-    """episodes that `--evaluate` plays"""
+    """episodes that `--evaluate` plays, with actions sampled as in training"""
 
     env_id: str = "CartPole-v1"
     """environment to train on; `module:EnvId` imports `module` (also from the current folder), which registers it"""
@@ -183,7 +183,7 @@ def check_args(args: Args) -> None:
         fail("--resume (to train) or --evaluate (to play) needs the folder of a run: give one of them")
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     if args.num_envs % world_size:
-        fail(f"--num-envs {args.num_envs} must divide among the {world_size} processes")
+        fail(f"--num-envs {args.num_envs} must be a multiple of the {world_size} processes")
     batch_size = args.num_envs * args.num_steps
     if batch_size % (args.num_minibatches * world_size):
         share = f" in {world_size} processes" if world_size > 1 else ""
@@ -224,7 +224,9 @@ class EnvPool(gym.vector.VectorEnv):
         import envpool  # an optional install
 
         if env_id not in envpool.list_all_envs():
-            raise gym.error.NameNotFound("EnvPool has no such environment: give --vectorization auto")
+            raise gym.error.NameNotFound(
+                "EnvPool has no such environment: check its name, or give --vectorization auto"
+            )
         self.make, self.pool = partial(envpool.make_gymnasium, env_id, num_envs=num_envs), None
         warnings.filterwarnings("ignore", ".*precision lowered by casting")  # of bounds, which are gymnasium's own
         self.num_envs, spec = num_envs, envpool.make_spec(env_id)
@@ -234,7 +236,7 @@ class EnvPool(gym.vector.VectorEnv):
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple:
         if seed is not None or not self.pool:
-            self.pool = self.make(seed=seed or 0)
+            self.pool = self.make(seed=(seed or 0) % 2**31)
         return self.pool.reset()[0], {}
 
     def step(self, actions: np.ndarray) -> tuple:
@@ -255,7 +257,7 @@ def make_envs(args: Args, **kwargs: Any) -> gym.vector.VectorEnv:
         else:
             envs = gym.make_vec(args.env_id, args.num_envs, vectorization_mode=mode, **kwargs)
     except (gym.error.Error, ImportError) as error:
-        fail(f"--env-id {args.env_id}: {error}")
+        fail(f"--env-id {args.env_id}{', as gymnasium films it' if kwargs else ''}: {error}")
     except Exception as error:
         fail(f"--env-id {args.env_id} can't be made{' to be filmed' if kwargs else ''}: {describe(error)}")
 
@@ -271,7 +273,10 @@ def make_envs(args: Args, **kwargs: Any) -> gym.vector.VectorEnv:
     if advice != "use ppo.py":
         fail(f"{args.env_id} has the action space {actions}: {advice}")
     if observations.dtype == np.uint8 and len(observations.shape) > 1 and math.prod(observations.shape) >= 1024:
-        fail(f"{args.env_id} has images {observations.shape} as observations: use ppo_atari.py")
+        advice = (
+            "use ppo_atari.py" if isinstance(actions, gym.spaces.Discrete) else "no script here learns this from them"
+        )
+        fail(f"{args.env_id} has images {observations.shape} as observations: {advice}")
     if not observations.is_np_flattenable:
         fail(f"{args.env_id} has the observation space {observations}, which can't be flattened to a vector")
     return envs if isinstance(observations, gym.spaces.Box) else gym.wrappers.vector.FlattenObservation(envs)
@@ -288,9 +293,7 @@ def forbidden_choices(info: dict, missing: np.ndarray, ended: np.ndarray) -> np.
         mask = np.concatenate([np.ravel(part) for part in info["action_mask"][n]])
         np.place(forbidden[n], ~missing, mask == 0)
         if mask.size != (~missing).sum() or forbidden[n].all(-1).any():
-            fail(
-                f"the action_mask {mask} needs {(~missing).sum()} values, and to leave a choice until the episode ends"
-            )
+            fail(f"the action_mask {mask} needs {(~missing).sum()} values, and a choice until the episode ends")
     return forbidden
 
 
@@ -733,6 +736,7 @@ def train(args: Args) -> dict[str, Any]:
     if device.type != "cpu":  # whose algorithms repeat exactly anyway
         torch.use_deterministic_algorithms(args.torch_deterministic)
     torch.set_num_threads(1)  # these networks are too small to be shared out
+    np.seterr(over="ignore", invalid="ignore")  # what is not finite ends the run, with one line
 
     envs = make_envs(replace(args, num_envs=N))
     atexit.register(envs.close)  # also after an error, so that the processes of async environments end quietly
@@ -868,8 +872,8 @@ def train(args: Args) -> dict[str, Any]:
         finished = []
         for t in range(T):
             actions[t] = sample_actions(policy(obs[t]), forbidden[t], rng)
-            env_action = to_env(actions[t], envs.action_space)
             try:
+                env_action = to_env(actions[t], envs.action_space)
                 next_obs, reward, terminated[t], truncated[t], info = envs.step(env_action)
                 valid[t] = ~ended  # else this step only reset, and ignored its action
                 ended = terminated[t] | truncated[t]

@@ -1,9 +1,9 @@
 """Proximal Policy Optimization for continuous actions and vector observations, complete in this one file.
 
     python ppo_continuous.py --env-id Hopper-v5     # train: a progress bar, then where everything is
-           … --env-id my_envs:MyEnv-v0     # your own environment, registered in ./my_envs.py
-           … --resume runs/NAME            # go on where a run stopped
-    torchrun --standalone --nproc-per-node=2 …     # one run in two processes
+    python … --env-id my_envs:MyEnv-v0     # your own environment, registered in ./my_envs.py
+    python … --resume runs/NAME            # go on where a run stopped
+    torchrun --standalone --nproc-per-node=2 … --num-envs 16     # one run in two processes
 
 PPO (Schulman et al., 2017, arXiv:1707.06347) collects a rollout with the current policy, estimates advantages with GAE
 (Schulman et al., 2015, arXiv:1506.02438), then takes a few epochs of minibatch steps on a clipped objective that keeps
@@ -99,7 +99,7 @@ class Args:
     evaluate: str | None = None
     """run folder or checkpoint file to play episodes with, instead of training"""
     eval_episodes: int = 10
-    """episodes that `--evaluate` plays"""
+    """episodes that `--evaluate` plays, with actions sampled as in training"""
 
     env_id: str = "HalfCheetah-v5"
     """environment to train on; `module:EnvId` imports `module` (also from the current folder), which registers it"""
@@ -184,7 +184,7 @@ def check_args(args: Args) -> None:
         fail("--resume (to train) or --evaluate (to play) needs the folder of a run: give one of them")
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     if args.num_envs % world_size:
-        fail(f"--num-envs {args.num_envs} must divide among the {world_size} processes")
+        fail(f"--num-envs {args.num_envs} must be a multiple of the {world_size} processes")
     batch_size = args.num_envs * args.num_steps
     if batch_size % (args.num_minibatches * world_size):
         share = f" in {world_size} processes" if world_size > 1 else ""
@@ -225,7 +225,9 @@ class EnvPool(gym.vector.VectorEnv):
         import envpool  # an optional install
 
         if env_id not in envpool.list_all_envs():
-            raise gym.error.NameNotFound("EnvPool has no such environment: give --vectorization auto")
+            raise gym.error.NameNotFound(
+                "EnvPool has no such environment: check its name, or give --vectorization auto"
+            )
         self.make, self.pool = partial(envpool.make_gymnasium, env_id, num_envs=num_envs), None
         warnings.filterwarnings("ignore", ".*precision lowered by casting")  # of bounds, which are gymnasium's own
         self.num_envs, spec = num_envs, envpool.make_spec(env_id)
@@ -235,7 +237,7 @@ class EnvPool(gym.vector.VectorEnv):
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple:
         if seed is not None or not self.pool:
-            self.pool = self.make(seed=seed or 0)
+            self.pool = self.make(seed=(seed or 0) % 2**31)
         return self.pool.reset()[0], {}
 
     def step(self, actions: np.ndarray) -> tuple:
@@ -256,7 +258,7 @@ def make_envs(args: Args, **kwargs: Any) -> gym.vector.VectorEnv:
         else:
             envs = gym.make_vec(args.env_id, args.num_envs, vectorization_mode=mode, **kwargs)
     except (gym.error.Error, ImportError) as error:
-        fail(f"--env-id {args.env_id}: {error}")
+        fail(f"--env-id {args.env_id}{', as gymnasium films it' if kwargs else ''}: {error}")
     except Exception as error:
         fail(f"--env-id {args.env_id} can't be made{' to be filmed' if kwargs else ''}: {describe(error)}")
 
@@ -272,7 +274,10 @@ def make_envs(args: Args, **kwargs: Any) -> gym.vector.VectorEnv:
     if advice != "use ppo_continuous.py":
         fail(f"{args.env_id} has the action space {actions}: {advice}")
     if observations.dtype == np.uint8 and len(observations.shape) > 1 and math.prod(observations.shape) >= 1024:
-        fail(f"{args.env_id} has images {observations.shape} as observations: use ppo_atari.py")
+        advice = (
+            "use ppo_atari.py" if isinstance(actions, gym.spaces.Discrete) else "no script here learns this from them"
+        )
+        fail(f"{args.env_id} has images {observations.shape} as observations: {advice}")
     if not observations.is_np_flattenable:
         fail(f"{args.env_id} has the observation space {observations}, which can't be flattened to a vector")
     return envs if isinstance(observations, gym.spaces.Box) else gym.wrappers.vector.FlattenObservation(envs)
@@ -650,7 +655,7 @@ def health_report(history: list[dict[str, float]]) -> str:
     for name, low, high, if_low, if_high in (
         ("clipfrac", 0.01, 0.2, f"timid updates: {more}", f"wild updates: {less}"),
         ("approx_kl", 0, 0.02, "", f"wild updates: {less}"),
-        ("policy_std", 0.05, 1, "has decided; if too soon, raise --ent-coef", "explores ever more: lower --ent-coef"),
+        ("policy_std", 0.05, 1.5, "has decided; if too soon, raise --ent-coef", "very wide: lower --ent-coef"),
         ("explained_variance", 0, 1, f"values explain nothing; unless returns hardly vary, {values}", ""),
         ("advantage_mean / std", -0.5, 0.5, f"values too high: {values}", f"values too low: {values}"),
     ):
@@ -715,6 +720,7 @@ def train(args: Args) -> dict[str, Any]:
     if device.type != "cpu":  # whose algorithms repeat exactly anyway
         torch.use_deterministic_algorithms(args.torch_deterministic)
     torch.set_num_threads(1)  # these networks are too small to be shared out
+    np.seterr(over="ignore", invalid="ignore")  # what is not finite ends the run, with one line
 
     envs = make_envs(replace(args, num_envs=N))
     atexit.register(envs.close)  # also after an error, so that the processes of async environments end quietly
@@ -848,8 +854,8 @@ def train(args: Args) -> dict[str, Any]:
         finished = []
         for t in range(T):
             actions[t] = sample_actions(policy(obs[t]), std, rng)
-            env_action = to_env(actions[t], envs.action_space)
             try:
+                env_action = to_env(actions[t], envs.action_space)
                 next_obs, reward, terminated[t], truncated[t], info = envs.step(env_action)
                 valid[t] = ~ended  # else this step only reset, and ignored its action
                 ended = terminated[t] | truncated[t]

@@ -53,7 +53,7 @@ for env_id, steps, target in (
         " --num-envs 16 --num-steps 128 --num-minibatches 8 --learning-rate 1e-3",
         target,
     )
-T_95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}  # by degrees of freedom
+T_95 = [math.nan, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26]  # by degrees of freedom; beyond, 2.26
 
 
 def train_seed(job: tuple[str, int]) -> tuple[str, dict]:
@@ -86,7 +86,9 @@ def summary(results: list[dict]) -> tuple[float, float]:
     returns = [result["return"] for result in results]
     if len(returns) == 1:
         return returns[0], math.nan
-    return statistics.mean(returns), T_95[len(returns) - 1] * statistics.stdev(returns) / math.sqrt(len(returns))
+    return statistics.mean(returns), T_95[min(len(returns), 10) - 1] * statistics.stdev(returns) / math.sqrt(
+        len(returns)
+    )
 
 
 def curves(axes, name: str, color: str, label: str) -> None:

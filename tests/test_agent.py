@@ -156,7 +156,7 @@ def test_impossible_masks(mask, capsys):
     """Of a wrong size, or without a choice where the episode goes on: an error, not a forbidden action."""
     with pytest.raises(SystemExit):
         forbidden_choices({"action_mask": np.array([mask])}, MISSING, ALIVE[:1])
-    assert "needs 5 values, and to leave a choice until the episode ends" in capsys.readouterr().err
+    assert "needs 5 values, and a choice until the episode ends" in capsys.readouterr().err
 
 
 def test_masks_of_a_real_environment(minibatches):

@@ -257,6 +257,7 @@ class TestResuming:
             ("--save-interval", "7"),
             ("--total-timesteps", "9999"),
             ("--stop-return", "3"),
+            ("--vectorization", "sync"),
         ],
     )
     def test_what_may_change(self, options):

@@ -148,6 +148,8 @@ MISTAKES = {
         "has the action space Box(-2.0, 2.0, (1,), float32): use ppo_continuous.py",
     ),
     "images": ({"env_id": "worlds:Images"}, "has images (84, 84, 3) as observations: use ppo_atari.py"),
+    "pictures of a car": ({"env_id": "CarRacing-v3"}, "use ppo_continuous.py"),
+    "no action space": ({"env_id": "worlds:NoActionSpace"}, "no attribute 'action_space'"),
     "any number": ({"env_id": "worlds:Sequences"}, "can't be flattened to a vector"),
     "actions in a tuple": (
         {"env_id": "worlds:TupleActions"},
@@ -233,14 +235,14 @@ def test_a_mistake_on_the_command_line(tmp_path):
     ],
 )
 @pytest.mark.parametrize("changes", [{}, {"norm_obs": True, "norm_reward": True}, {"vectorization": "async"}])
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_an_environment_that_breaks_in_the_middle(env_id, message, changes, capsys, tmp_path):
+def test_an_environment_that_breaks_in_the_middle(env_id, message, changes, capsys, tmp_path, recwarn):
     """One line that says what, where and when; and what was saved before stays."""
     with pytest.raises(SystemExit) as stopped:
         train(Args(env_id=f"worlds:{env_id}", num_steps=4, total_timesteps=160, save_interval=0, **changes))
     assert stopped.value.code == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ppo.py: error: ")]
     assert len(lines) == 1 and message in lines[0]
+    assert not [warning for warning in recwarn if warning.category is RuntimeWarning]  # of NumPy's, about the same
     (run_dir,) = (tmp_path / "runs").iterdir()
     saved = ppo.load_checkpoint(str(run_dir))
     assert saved["global_step"] == (0 if env_id == "OldApi" else 16)

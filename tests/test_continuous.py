@@ -82,8 +82,9 @@ class TestPolicy:
     def test_initialisation(self):
         """Gain 0.01 in the policy's last layer (detail 2), a log standard deviation of 0 for each component (24)."""
         agent = Agent(7, Box(-1, 1, (2, 3)))
-        weight = agent.actor[-1].weight
-        torch.testing.assert_close(weight @ weight.T, 1e-4 * torch.eye(6), atol=1e-8, rtol=1e-4)
+        for network, gain in ((agent.actor, 0.01), (agent.critic, 1.0)):
+            weight = network[-1].weight
+            torch.testing.assert_close(weight @ weight.T, gain**2 * torch.eye(len(weight)), atol=1e-8, rtol=1e-4)
         assert isinstance(agent.log_std, nn.Parameter)
         assert agent.log_std.tolist() == [0.0] * 6
         shapes = [tuple(layer.weight.shape) for layer in (*agent.actor[::2], *agent.critic[::2])]
@@ -486,11 +487,16 @@ MISTAKES = {
     "actions in a tuple": ({"env_id": "worlds:TupleActions"}, "needed is Discrete, "),
     "whole numbers": ({"env_id": "worlds:WholeNumbers"}, "or a Box of floats"),
     "misspelt": ({"env_id": "HalfCheeta-v5"}, "Did you mean: `HalfCheetah`?"),
+    "images": ({"env_id": "CarRacing-v3"}, "no script here learns this from them"),
+    "filmed by gymnasium": (
+        {"env_id": "HopperHop-v1", "vectorization": "envpool", "capture_video": True},
+        "--env-id HopperHop-v1, as gymnasium films it: ",
+    ),
     "old version": ({"env_id": "Hopper-v1"}, "--env-id Hopper-v1"),
     "minibatches": ({"num_minibatches": 33}, "--num-minibatches 33 must divide num_envs * num_steps, which is 2048"),
     "not in EnvPool": (
         {"env_id": "worlds:Continuous", "vectorization": "envpool"},
-        "EnvPool has no such environment: give --vectorization auto",
+        "EnvPool has no such environment: check its name, or give --vectorization auto",
     ),
     "discrete in EnvPool": ({"env_id": "CartPole-v1", "vectorization": "envpool"}, "Discrete(2): use ppo.py"),
 }
@@ -510,14 +516,18 @@ def test_a_mistake_gets_one_line(name, capsys, tmp_path):
 
 
 def test_a_checkpoint_of_the_other_script(capsys):
-    """Is refused: its network is another one."""
+    """Is refused: its actions are others, or, if someone changed that, its network."""
     import ppo as discrete
 
     run_dir = discrete.train(discrete.Args(num_steps=16, total_timesteps=64))["run_dir"]
-    with pytest.raises(SystemExit) as stopped:
-        evaluate(parse_args(["--evaluate", str(run_dir)]))
-    assert stopped.value.code == 2
-    assert "ppo_continuous.py: error: " in capsys.readouterr().err
+    saved = torch.load(run_dir / "checkpoint.pt", weights_only=True)
+    saved["args"]["env_id"] = "Pendulum-v1"
+    torch.save(saved, "changed.pt")
+    for source, message in ((run_dir, "use ppo.py"), ("changed.pt", "of another environment or network")):
+        with pytest.raises(SystemExit) as stopped:
+            evaluate(parse_args(["--evaluate", str(source)]))
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err
 
 
 def test_health_of_the_deviation():
@@ -530,7 +540,7 @@ def test_health_of_the_deviation():
         ]
         return line[44:]
 
-    assert verdict(0.5) == "healthy"
+    assert verdict(0.5) == verdict(1.001) == "healthy"  # it begins at 1
     assert "--ent-coef" in verdict(0.01) and "--ent-coef" in verdict(2.0)
 
 

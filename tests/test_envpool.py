@@ -25,7 +25,7 @@ def place(env, obs):
     """Put gymnasium's environment into the state that a first observation shows, at any place of the track."""
     if env.spec.id == "Pendulum-v1":
         env.unwrapped.state = np.array([np.arctan2(obs[1], obs[0]), obs[2]], np.float64)
-    elif env.spec.id in ("CartPole-v1", "MountainCar-v0"):
+    elif env.spec.id in ("CartPole-v1", "MountainCar-v0", "MountainCarContinuous-v0"):
         env.unwrapped.state = np.array(obs, np.float64)
     else:
         model = env.unwrapped.model
@@ -41,6 +41,7 @@ TASKS = {
     "InvertedPendulum-v5": (1000, 1e-6),
     "Swimmer-v5": (200, 1e-6),
     "Pendulum-v1": (60, 1e-2),
+    "MountainCarContinuous-v0": (200, 1e-4),
     "CartPole-v1": (500, 1e-4),
     "MountainCar-v0": (100, 1e-4),
 }
@@ -86,14 +87,16 @@ def test_time_limits_and_resets(env_id, limit):
     assert gym.spec(env_id).max_episode_steps == limit
     envs = pool_of(env_id, num_envs=3, script=ppo if env_id == "MountainCar-v0" else ppo_continuous)
     assert envs.metadata["autoreset_mode"] is gym.vector.AutoresetMode.NEXT_STEP
-    envs.reset(seed=0)
+    start, _ = envs.reset(seed=0)
     nothing = np.zeros(envs.action_space.shape, envs.action_space.dtype)
     for step in range(1, 2 * limit + 2):
-        _, reward, terminated, truncated, _ = envs.step(nothing)
+        obs, reward, terminated, truncated, _ = envs.step(nothing)
         assert not terminated.any()
         assert truncated.tolist() == [step in (limit, 2 * limit + 1)] * 3
         if step == limit + 1:
             assert reward.tolist() == [0, 0, 0]
+            if env_id == "HalfCheetah-v5":  # which starts near 0
+                np.testing.assert_allclose(obs, 0 * start, atol=0.6)
 
 
 def test_an_end_is_not_a_limit():
@@ -138,6 +141,8 @@ def test_seeds():
     first, second, other = (envs.reset(seed=seed)[0] for seed in (3, 3, 40))
     np.testing.assert_array_equal(first, second)
     assert len(np.unique(np.concatenate([first, other]), axis=0)) == 8
+    assert envs.reset(seed=2**32 - 1)[0].shape == (4, 11)  # the largest that --seed takes
+    envs.reset(seed=40)
     again, _ = envs.reset()
     assert not (again == other).any(1).any()
 
@@ -154,7 +159,7 @@ def test_training(num_envs):
     assert len({episode_return for episode_return, _ in results}) == 3
     played = ["--evaluate", run_dir, "--eval-episodes", "3", "--vectorization", "sync"]  # where EnvPool is missing
     assert [length for _, length in ppo_continuous.evaluate(ppo_continuous.parse_args(played))] == [200] * 3
-    more = ["--resume", run_dir, "--total-timesteps", str(16 * num_envs * 25)]
+    more = ["--resume", run_dir, "--total-timesteps", str(16 * num_envs * 25), "--vectorization", "sync"]
     assert ppo_continuous.train(ppo_continuous.parse_args(more))["global_step"] == 16 * num_envs * 25
 
 
@@ -183,7 +188,10 @@ def test_without_envpool(monkeypatch, capsys, tmp_path):
 
 
 def test_it_is_imported_where_it_is_asked_for(tmp_path):
-    """Everything else works where it is not installed."""
+    """Without a word about itself; and everything else works where it is not installed."""
+    command = [sys.executable, ROOT / "ppo_continuous.py", "--env-id", "Pendulum-v1", "--total-timesteps", "2048"]
+    done = subprocess.run([*command, "--vectorization", "envpool"], cwd=tmp_path, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
     code = (
         "import sys; sys.modules['envpool'] = None; import ppo_continuous as p; p.train(p.Args(env_id='Pendulum-v1', "
     )

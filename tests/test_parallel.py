@@ -328,7 +328,7 @@ def test_process_0_alone_prints_and_writes(watched):
 def test_environments_that_can_not_be_shared_out(tmp_path):
     code, printed = launch(tmp_path, ROOT / "ppo.py", "--num-envs", "3")
     assert code != 0
-    assert printed == [("", "ppo.py: error: --num-envs 3 must divide among the 2 processes\n")] * 2
+    assert printed == [("", "ppo.py: error: --num-envs 3 must be a multiple of the 2 processes\n")] * 2
     assert not (tmp_path / "runs").exists()
 
 

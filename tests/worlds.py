@@ -430,7 +430,21 @@ def same_step(num_envs, **kwargs):
     return gym.vector.SyncVectorEnv([Probe1] * num_envs, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
 
 
+class NoActionSpace(gym.vector.VectorEnv):
+    """A vector environment without the space of all actions."""
+
+    metadata: ClassVar = {"autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}
+    single_observation_space, single_action_space = World.observation_space, Discrete(2)
+
+    def __init__(self, num_envs, **kwargs):
+        self.num_envs = num_envs
+
+    def reset(self, **kwargs):
+        return np.zeros((self.num_envs, 1), np.float32), {}
+
+
 for world in [*globals().values()]:
     if isinstance(world, type) and issubclass(world, World):
         gym.register(world.__name__, world)
 gym.register("SameStep", vector_entry_point=same_step)
+gym.register("NoActionSpace", vector_entry_point=NoActionSpace)
