@@ -149,7 +149,6 @@ MISTAKES = {
     ),
     "images": ({"env_id": "worlds:Images"}, "has images (84, 84, 3) as observations: use ppo_atari.py"),
     "pictures of a car": ({"env_id": "CarRacing-v3"}, "use ppo_continuous.py"),
-    "no action space": ({"env_id": "worlds:NoActionSpace"}, "no attribute 'action_space'"),
     "any number": ({"env_id": "worlds:Sequences"}, "can't be flattened to a vector"),
     "actions in a tuple": (
         {"env_id": "worlds:TupleActions"},
@@ -247,6 +246,14 @@ def test_an_environment_that_breaks_in_the_middle(env_id, message, changes, caps
     saved = ppo.load_checkpoint(str(run_dir))
     assert saved["global_step"] == (0 if env_id == "OldApi" else 16)
     assert all(tensor.isfinite().all() for tensor in saved["agent"].values())
+
+
+def test_a_vector_environment_without_action_space(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train(Args(env_id="worlds:NoActionSpace"))
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert "worlds:NoActionSpace failed after step 0: AttributeError: " in error and error.count("\n") == 1
 
 
 def test_async_environments_end_quietly(tmp_path):
