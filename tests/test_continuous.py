@@ -76,7 +76,7 @@ class TestPolicy:
         agent = Agent(obs_size, Box(-1, 1, (actions,)))
         nn.init.orthogonal_(agent.actor[-1].weight)  # means far from 0
         with torch.no_grad():
-            agent.log_std.copy_(torch.tensor([-1.0, 0.3, 0.7])[:actions])
+            agent.log_std.copy_(torch.tensor([-1.0, 0.3, 0.5])[:actions])
         return agent
 
     def test_initialisation(self):
