@@ -568,6 +568,14 @@ def parse_args(argv: list[str] | None = None) -> Args:
     return args
 
 
+def follow_body(env: gym.Env) -> gym.Env:
+    """Let the camera move with a MuJoCo model that has one: gymnasium's own view stays where the episode begins."""
+    renderer = getattr(env.unwrapped, "mujoco_renderer", None)
+    if renderer and renderer.camera_id == -1 and renderer.model.ncam:
+        renderer.camera_id = 0
+    return env
+
+
 def make_film_envs(args: Args, folder: str) -> gym.vector.VectorEnv:
     """One environment, whose episodes become videos in a new folder. Raises SystemExit(2) if it can't be filmed."""
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws without a display too
@@ -576,7 +584,9 @@ def make_film_envs(args: Args, folder: str) -> gym.vector.VectorEnv:
     options = {"video_folder": folder, "name_prefix": Path(folder).name, "episode_trigger": lambda episode: True}
     record = partial(gym.wrappers.RecordVideo, **options)
     with warnings.catch_warnings(action="ignore"):  # of what the error says too
-        return make_envs(replace(args, num_envs=1, vectorization="sync"), render_mode="rgb_array", wrappers=[record])
+        return make_envs(
+            replace(args, num_envs=1, vectorization="sync"), render_mode="rgb_array", wrappers=[follow_body, record]
+        )
 
 
 def play(source: str | io.BytesIO, args: Args, episodes: int, film: str = "", max_steps: float = math.inf) -> list:

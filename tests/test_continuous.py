@@ -480,6 +480,26 @@ def test_mujoco_is_filmed_without_a_display(tmp_path):
         assert clip.get_frame(0).std() > 10
 
 
+@pytest.mark.skipif(not ctypes.util.find_library("EGL"), reason="MuJoCo draws with EGL where there is no display")
+@pytest.mark.parametrize(("env_id", "place"), [("Walker2d-v5", 0.0), ("Walker2d-v5", 30.0), ("HalfCheetah-v5", 30.0)])
+def test_the_camera_follows(env_id, place, tmp_path):
+    """Body and limbs are red or purple, floor and sky are not."""
+    code = f"""
+import ppo_continuous as p
+envs = p.make_film_envs(p.Args(env_id={env_id!r}), {str(tmp_path)!r})
+envs.reset(seed=0)
+env = envs.envs[0].unwrapped
+env.data.qpos[0] = {place}
+env.set_state(env.data.qpos, env.data.qvel)
+picture = env.render().astype(int)
+print("seen", (picture[..., 0] - picture[..., 1] > 40).sum())
+"""
+    environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "MUJOCO_GL")}
+    environment["PYTHONPATH"] = str(ROOT)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert int(done.stdout.split("seen")[1]) > 300, done.stderr
+
+
 MISTAKES = {
     "discrete": ({"env_id": "CartPole-v1"}, "CartPole-v1 has the action space Discrete(2): use ppo.py"),
     "several discrete": ({"env_id": "worlds:Pairs"}, "use ppo.py"),
