@@ -144,6 +144,7 @@ def test_seeds():
     assert envs.reset(seed=2**32 - 1)[0].shape == (4, 11)  # the largest that --seed takes
     envs.reset(seed=40)
     again, _ = envs.reset()
+    assert not (envs.reset()[0] == again).any(1).any()
     assert not (again == other).any(1).any()
 
 
