@@ -289,7 +289,7 @@ def forbidden_choices(info: dict, missing: np.ndarray, ended: np.ndarray) -> np.
     all components one after the other, or a tuple of arrays. It counts unless the next action only resets.
     """
     forbidden = missing[None].repeat(len(ended), axis=0)
-    for n in np.flatnonzero(info.get("_action_mask", True) & ~ended) if "action_mask" in info else ():
+    for n in np.flatnonzero(info.get("_action_mask", "action_mask" in info) & ~ended):  # who sent one this time
         mask = np.concatenate([np.ravel(part) for part in info["action_mask"][n]])
         np.place(forbidden[n], ~missing, mask == 0)
         if mask.size != (~missing).sum() or forbidden[n].all(-1).any():
@@ -368,6 +368,10 @@ class Agent(nn.Module):
         """V(obs): (..., O) → (...)."""
         return self.critic(obs).squeeze(-1)
 
+    def noise(self, rng: np.random.Generator, *shape: int) -> np.ndarray:
+        """What `sample_actions` needs for this shape of actions."""
+        return rng.gumbel(size=(*shape, *self.missing.shape))
+
     def evaluate(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probability of the actions and entropy of the policy, both summed over components: (M,), (M,)."""
         logits = self.actor(batch["obs"]).view(batch["forbidden"].shape)
@@ -396,9 +400,9 @@ def numpy_network(network: nn.Sequential) -> Callable[[np.ndarray], np.ndarray]:
     return forward
 
 
-def sample_actions(logits: np.ndarray, forbidden: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def sample_actions(logits: np.ndarray, forbidden: np.ndarray, noise: np.ndarray) -> np.ndarray:
     """Actions (N, C) from logits (N, C * K): the arg-max of logits plus Gumbel noise is a sample from their softmax."""
-    scores = logits.reshape(forbidden.shape) + rng.gumbel(size=forbidden.shape)
+    scores = logits.reshape(forbidden.shape) + noise
     return np.where(forbidden, -np.inf, scores).argmax(-1)
 
 
@@ -613,7 +617,7 @@ def play(source: str | io.BytesIO, args: Args, episodes: int, film: str = "", ma
                     obs, info = envs.reset(seed=args.seed if episode == 0 else None)
                 obs = obs_stats.normalize(obs.reshape(1, -1)) if args.norm_obs else obs.reshape(1, -1)
                 outputs = policy(obs.astype(np.float32))
-                actions = sample_actions(outputs, forbidden_choices(info, agent.missing, ended), rng)
+                actions = sample_actions(outputs, forbidden_choices(info, agent.missing, ended), agent.noise(rng, 1))
                 obs, reward, terminated, truncated, info = envs.step(to_env(actions, envs.action_space))
             except Exception as error:
                 fail(f"{args.env_id} failed in step {length} of episode {episode}: {describe(error)}")
@@ -839,7 +843,7 @@ def train(args: Args) -> dict[str, Any]:
             obs_stats.update(next_obs)
             next_obs = obs_stats.normalize(next_obs)
         obs[t] = next_obs
-        forbidden[t] = forbidden_choices(info, agent.missing, ended)
+        forbidden[t] = forbidden_choices(info, agent.missing, ended) if "action_mask" in info else agent.missing
 
     shared_stats = copy.copy(obs_stats), copy.copy(return_stats)  # as all processes have them
     try:
@@ -879,9 +883,10 @@ def train(args: Args) -> dict[str, Any]:
         obs[0] = obs[T]
         forbidden[0] = forbidden[T]
         policy = numpy_network(agent.actor)
+        noise = agent.noise(rng, T, N)
         finished = []
         for t in range(T):
-            actions[t] = sample_actions(policy(obs[t]), forbidden[t], rng)
+            actions[t] = sample_actions(policy(obs[t]), forbidden[t], noise[t])
             try:
                 env_action = to_env(actions[t], envs.action_space)
                 next_obs, reward, terminated[t], truncated[t], info = envs.step(env_action)

@@ -353,6 +353,10 @@ class Agent(nn.Module):
         """V(obs): (..., O) → (...)."""
         return self.critic(obs).squeeze(-1)
 
+    def noise(self, rng: np.random.Generator, *shape: int) -> np.ndarray:
+        """What `sample_actions` needs for this shape of actions."""
+        return rng.standard_normal((*shape, len(self.log_std)), np.float32)
+
     def evaluate(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probability of the actions and entropy of the policy, both summed over components: (M,), (M,)."""
         noise = (batch["actions"] - self.actor(batch["obs"])) / self.log_std.exp()
@@ -380,9 +384,9 @@ def numpy_network(network: nn.Sequential) -> Callable[[np.ndarray], np.ndarray]:
     return forward
 
 
-def sample_actions(means: np.ndarray, std: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Actions (N, C) from means (N, C) and standard deviations (C,)."""
-    return means + std * rng.standard_normal(means.shape, np.float32)
+def sample_actions(means: np.ndarray, std: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """Actions (N, C) from means (N, C), standard deviations (C,), and standard normal noise (N, C)."""
+    return means + std * noise
 
 
 def to_env(actions: np.ndarray, space: gym.Space) -> np.ndarray:
@@ -597,7 +601,7 @@ def play(source: str | io.BytesIO, args: Args, episodes: int, film: str = "", ma
                     obs, info = envs.reset(seed=args.seed if episode == 0 else None)
                 obs = obs_stats.normalize(obs.reshape(1, -1)) if args.norm_obs else obs.reshape(1, -1)
                 outputs = policy(obs.astype(np.float32))
-                actions = sample_actions(outputs, std, rng)
+                actions = sample_actions(outputs, std, agent.noise(rng, 1))
                 obs, reward, terminated, truncated, info = envs.step(to_env(actions, envs.action_space))
             except Exception as error:
                 fail(f"{args.env_id} failed in step {length} of episode {episode}: {describe(error)}")
@@ -861,9 +865,10 @@ def train(args: Args) -> dict[str, Any]:
         obs[0] = obs[T]
         policy = numpy_network(agent.actor)
         std = agent.log_std.exp().detach().cpu().numpy()
+        noise = agent.noise(rng, T, N)
         finished = []
         for t in range(T):
-            actions[t] = sample_actions(policy(obs[t]), std, rng)
+            actions[t] = sample_actions(policy(obs[t]), std, noise[t])
             try:
                 env_action = to_env(actions[t], envs.action_space)
                 next_obs, reward, terminated[t], truncated[t], info = envs.step(env_action)

@@ -74,9 +74,10 @@ def test_forbidden_choices_get_no_gradient():
 
 def test_sampling_frequencies():
     """200,000 samples: each choice as often as its probability says, components independent, forbidden ones never."""
+    agent = Agent(4, MultiDiscrete([2, 3]))
     size, logits = 200_000, np.array([1.0, -1.0, 0.3, 0.0, 2.0, -0.5], np.float32)
     forbidden = np.broadcast_to(MISSING, (size, 2, 3))
-    samples = sample_actions(np.broadcast_to(logits, (size, 6)), forbidden, np.random.default_rng(0))
+    samples = sample_actions(np.broadcast_to(logits, (size, 6)), forbidden, agent.noise(np.random.default_rng(0), size))
     first = np.exp(logits[:2]) / np.exp(logits[:2]).sum()
     second = np.exp(logits[3:]) / np.exp(logits[3:]).sum()
     for a, b in itertools.product(range(2), range(3)):

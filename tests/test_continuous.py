@@ -117,7 +117,7 @@ class TestPolicy:
         obs = torch.randn(5, generator=torch.Generator().manual_seed(2)).expand(100_000, 5)
         with torch.no_grad():
             means, std = agent.actor(obs).numpy(), agent.log_std.exp().numpy()
-            samples = sample_actions(means, std, np.random.default_rng(3))
+            samples = sample_actions(means, std, agent.noise(np.random.default_rng(3), 100_000))
             logprob, entropy = agent.evaluate({"obs": obs, "actions": torch.from_numpy(samples)})
         assert samples.dtype == np.float32
         np.testing.assert_allclose(samples.mean(0), means[0], atol=0.03)

@@ -14,7 +14,7 @@ def behaviour(agent, env_id, index, steps=500):
     policy, rng, sizes = numpy_network(agent.actor), np.random.default_rng(0), []
     obs, _ = envs.reset(seed=0)
     for _ in range(steps):
-        actions = sample_actions(policy(obs), np.zeros((32, 1, 2), bool), rng)
+        actions = sample_actions(policy(obs), np.zeros((32, 1, 2), bool), agent.noise(rng, 32))
         obs, *_ = envs.step(to_env(actions, envs.action_space))
         sizes.append(np.abs(obs[:, index]))
     return np.mean(sizes[50:])

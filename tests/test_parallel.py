@@ -162,7 +162,7 @@ def watch():
     sums = listen(ppo, "all_sum", torch.clone)
     minibatches = listen(ppo, "compute_gradient", lambda agent, params, batch, *_: batch)
     rollouts = listen(ppo, "compute_gae", lambda rewards, *_: rewards.copy())
-    noise = listen(ppo, "sample_actions", lambda logits, forbidden, rng: copy.deepcopy(rng).random(4))
+    noise = listen(ppo, "sample_actions", lambda logits, forbidden, noise: noise)
     updates = listen(RunningMeanStd, "update", lambda stats, batch: batch.copy())
 
     settings = {"num_envs": 8, "num_steps": 16, "num_minibatches": 1, "update_epochs": 1, "max_grad_norm": 1e9}

@@ -17,6 +17,7 @@ VARIANTS = {
     "forbidden_choices": ("masks are for discrete actions", 13),
     "Agent": ("its policy, in the docstring too", 2),
     "Agent.__init__": ("its policy", 5),
+    "Agent.noise": ("its policy", 2),
     "Agent.evaluate": ("its policy", 7),
     "sample_actions": ("its policy", 7),
     "to_env": ("counted from the space's start, or clipped to its bounds", 2),
