@@ -526,7 +526,7 @@ MISTAKES = {
 def test_a_mistake_gets_one_line(name, capsys, tmp_path):
     changes, message = MISTAKES[name]
     with pytest.raises(SystemExit) as stopped:
-        train_args(Args(**changes))
+        train_args(Args(**{"total_timesteps": 2048} | changes))  # a mistake that goes unnoticed ends soon, too
     assert stopped.value.code == 2
     captured = capsys.readouterr()
     assert captured.out == ""
