@@ -496,6 +496,14 @@ def make_run_dir(args: Args) -> Path:
             pass  # another run of this name began in the same second
 
 
+def open_curves(run_dir: Path, purge_step: int | None = None) -> SummaryWriter:
+    """A writer of curves that go on in a new file, those in the folder's other files up to `purge_step`."""
+    # TensorBoard reads files in the order of their names, which within one second is that of process numbers
+    while any(run_dir.glob(f"events.out.tfevents.{int(time.time())}.*")):
+        time.sleep(0.01)
+    return SummaryWriter(run_dir, purge_step=purge_step)
+
+
 def save_checkpoint(checkpoint: bytes, run_dir: Path) -> None:
     """Replace the run's checkpoint so that a kill at any instant leaves a whole one, old or new. Raises OSError."""
     new = run_dir / "checkpoint.pt.new"
@@ -788,7 +796,7 @@ def train(args: Args) -> dict[str, Any]:
             except OSError:  # which a writer does not survive
                 failed = True
             save_checkpoint(pack(), run_dir)
-            writer = SummaryWriter(run_dir) if failed else writer
+            writer = open_curves(run_dir) if failed else writer
         except OSError as error:
             print(f"\nWARNING: training goes on, but can't be saved at step {global_step}: {error}", file=sys.stderr)
 
@@ -840,7 +848,7 @@ def train(args: Args) -> dict[str, Any]:
             run_dir = Path(args.resume.removesuffix("checkpoint.pt")) if args.resume else make_run_dir(args)
             tracker = start_wandb(args, run_dir) if args.track else None
             (run_dir / "args.json").write_text(json.dumps(asdict(args), indent=2) + "\n")
-            writer = SummaryWriter(run_dir, purge_step=global_step + 1 if args.resume else None)
+            writer = open_curves(run_dir, global_step + 1 if args.resume else None)
         except OSError as error:
             fail(f"no run can be written here: {error}")
         if not args.resume:

@@ -33,8 +33,6 @@ SHORT = {"num_steps": 16, "total_timesteps": 640}  # 10 iterations of 64 steps
 
 
 def resume(run_dir, *args):
-    """In the next second: TensorBoard sorts the files of a folder by the second in which they began."""
-    time.sleep(1 - time.time() % 1)
     return train(parse_args(["--resume", str(run_dir), *args]))
 
 
@@ -234,6 +232,14 @@ class TestResuming:
         monkeypatch.setattr("time.time", itertools.count(10**9).__next__)
         train(Args(**SHORT, save_interval=15))
         assert 3 <= len(snapshots) <= 7
+
+    def test_curves_go_on_in_a_file_that_is_read_after_the_others(self, tmp_path):
+        """By its name: TensorBoard sorts by second, then by machine and process."""
+        for second in range(3):
+            Path(f"events.out.tfevents.{int(time.time()) + second}.zzz.1.0").touch()
+        ppo.open_curves(tmp_path).close()
+        *_, last = sorted(path.name for path in tmp_path.iterdir())
+        assert not last.endswith(".zzz.1.0")
 
     def test_curves_are_on_disk_before_the_checkpoint(self, monkeypatch):
         """So a kill between the two leaves no gap."""
