@@ -1,14 +1,14 @@
 """Proximal Policy Optimization for discrete actions and vector observations, complete in this one file.
 
-    python ppo.py --env-id CartPole-v1     # train: a progress bar, then where everything is
-    python … --env-id my_envs:MyEnv-v0     # your own environment, registered in ./my_envs.py
-    python … --resume runs/NAME            # go on where a run stopped
-    torchrun --standalone --nproc-per-node=2 … --num-envs 16     # one run in two processes
-
 PPO (Schulman et al., 2017, arXiv:1707.06347) collects a rollout with the current policy, estimates advantages with GAE
 (Schulman et al., 2015, arXiv:1506.02438), then takes a few epochs of minibatch steps on a clipped objective that keeps
 the new policy near the one that collected the data. `# detail 7` in a comment is number 7 of the implementation details
 of Huang et al. (2022, "The 37 Implementation Details of Proximal Policy Optimization").
+
+    python …                               # train: a progress bar, then where everything is
+    python … --env-id my_envs:MyEnv-v0     # your own environment, registered in ./my_envs.py
+    python … --resume runs/NAME            # go on where a run stopped
+    torchrun --standalone --nproc-per-node=2 … --num-envs 16     # one run in two processes
 
 Shapes in comments: T = num_steps, N = num_envs, M = samples in a minibatch, O = size of the flattened observation, C =
 components of an action.
@@ -68,7 +68,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 @dataclass
 class Args:
-    """Train a PPO agent on a gymnasium environment with discrete actions."""
+    """Train a PPO agent on a gymnasium environment."""
 
     exp_name: str = Path(__file__).stem
     """name of the experiment; part of the run folder's name, so give variants names of their own"""
@@ -79,7 +79,7 @@ class Args:
     cuda: bool = True
     """`--no-cuda` keeps the run on the CPU even where `--device` names a CUDA device"""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps; auto is the CPU, as these networks are small"""
+    """auto, cpu, cuda, cuda:N or mps; auto is CUDA for pixels, where there is one, and else the CPU"""
     compile: bool = False
     """compile loss and gradient (needs a C++ compiler): about 9 s more at the first start, then faster steps"""
     track: bool = False
@@ -220,14 +220,15 @@ class EnvPool(gym.vector.VectorEnv):
 
     metadata: ClassVar = {"autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}
 
-    def __init__(self, env_id: str, num_envs: int):
+    def __init__(self, env_id: str, num_envs: int, **kwargs: Any):
         import envpool  # an optional install
 
+        env_id = env_id.removeprefix("ALE/")  # as it calls games
         if env_id not in envpool.list_all_envs():
             raise gym.error.NameNotFound(
                 "EnvPool has no such environment: check its name, or give --vectorization auto"
             )
-        self.make, self.pool = partial(envpool.make_gymnasium, env_id, num_envs=num_envs), None
+        self.make, self.pool = partial(envpool.make_gymnasium, env_id, num_envs=num_envs, **kwargs), None
         warnings.filterwarnings("ignore", ".*precision lowered by casting")  # of bounds, which are gymnasium's own
         self.num_envs, spec = num_envs, envpool.make_spec(env_id)
         self.single_observation_space, self.single_action_space = spec.observation_space, spec.action_space
@@ -237,10 +238,10 @@ class EnvPool(gym.vector.VectorEnv):
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple:
         if seed is not None or not self.pool:
             self.pool = self.make(seed=(seed or 0) % 2**31)
-        return self.pool.reset()[0], {}
+        return self.pool.reset()
 
     def step(self, actions: np.ndarray) -> tuple:
-        return *self.pool.step(actions)[:4], {}
+        return self.pool.step(actions)
 
 
 def make_envs(args: Args, **kwargs: Any) -> gym.vector.VectorEnv:
@@ -251,34 +252,32 @@ def make_envs(args: Args, **kwargs: Any) -> gym.vector.VectorEnv:
     if os.getcwd() not in sys.path:  # for `--env-id module:EnvId`, when this script lies elsewhere
         sys.path.append(os.getcwd())
     mode = None if args.vectorization == "auto" else args.vectorization  # None: gymnasium chooses as our `auto` does
+    film = "render_mode" in kwargs
     try:
         if mode == "envpool":
             envs = EnvPool(args.env_id, args.num_envs)
         else:
             envs = gym.make_vec(args.env_id, args.num_envs, vectorization_mode=mode, **kwargs)
     except (gym.error.Error, ImportError) as error:
-        fail(f"--env-id {args.env_id}{', as gymnasium films it' if kwargs else ''}: {error}")
+        fail(f"--env-id {args.env_id}{', as gymnasium films it' if film else ''}: {error}")
     except Exception as error:
-        fail(f"--env-id {args.env_id} can't be made{' to be filmed' if kwargs else ''}: {describe(error)}")
+        fail(f"--env-id {args.env_id} can't be made{' to be filmed' if film else ''}: {describe(error)}")
 
     actions, observations = envs.single_action_space, envs.single_observation_space
     if envs.metadata.get("autoreset_mode") is not gym.vector.AutoresetMode.NEXT_STEP:
         fail(f"{args.env_id} resets in another way: metadata['autoreset_mode'] must be AutoresetMode.NEXT_STEP")
-    if isinstance(actions, gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary):
-        advice = "use ppo.py"
-    elif isinstance(actions, gym.spaces.Box) and np.issubdtype(actions.dtype, np.floating):
-        advice = "use ppo_continuous.py"
-    else:
-        advice = "needed is Discrete, MultiDiscrete, MultiBinary, or a Box of floats"
-    if advice != "use ppo.py":
-        fail(f"{args.env_id} has the action space {actions}: {advice}")
-    if observations.dtype == np.uint8 and len(observations.shape) > 1 and math.prod(observations.shape) >= 1024:
-        advice = (
-            "use ppo_atari.py" if isinstance(actions, gym.spaces.Discrete) else "no script here learns this from them"
+    discrete = isinstance(actions, gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary)
+    continuous = isinstance(actions, gym.spaces.Box) and np.issubdtype(actions.dtype, np.floating)
+    pixels = observations.dtype == np.uint8 and len(observations.shape) in (2, 3)
+    vector = observations.is_np_flattenable and not (pixels and math.prod(observations.shape) >= 1024)
+    scripts = {"ppo.py": discrete and vector, "ppo_atari.py": discrete and pixels}
+    scripts["ppo_continuous.py"] = continuous and vector
+    if not scripts["ppo.py"]:
+        advice = " or ".join(f"use {script}" for script, fits in scripts.items() if fits)
+        fail(
+            f"{args.env_id} has observations in {observations} and actions in {actions}: "
+            f"{advice or 'needed are vectors or uint8 images, and choices or a Box of floats'}"
         )
-        fail(f"{args.env_id} has images {observations.shape} as observations: {advice}")
-    if not observations.is_np_flattenable:
-        fail(f"{args.env_id} has the observation space {observations}, which can't be flattened to a vector")
     return envs if isinstance(observations, gym.spaces.Box) else gym.wrappers.vector.FlattenObservation(envs)
 
 
@@ -333,63 +332,62 @@ class RunningMeanStd:
             self.merge(before.mean, before.var, -before.count)
 
 
-def layer_init(layer: nn.Linear, gain: float = math.sqrt(2)) -> nn.Linear:
-    """Orthogonal weights and zero biases (detail 2)."""
-    nn.init.orthogonal_(layer.weight, gain)
-    nn.init.zeros_(layer.bias)
+def layer_init(layer: nn.Module, gain: float = math.sqrt(2)) -> nn.Module:
+    """Orthogonal weights and zero biases (detail 2), where the layer has any."""
+    if hasattr(layer, "weight"):
+        nn.init.orthogonal_(layer.weight, gain)
+        nn.init.zeros_(layer.bias)
     return layer
 
 
-def mlp(inputs: int, outputs: int, gain: float) -> nn.Sequential:
-    """Two hidden layers of 64 tanh units; `gain` scales the weights of the last layer."""
-    return nn.Sequential(
-        layer_init(nn.Linear(inputs, 64)),
-        nn.Tanh(),
-        layer_init(nn.Linear(64, 64)),
-        nn.Tanh(),
-        layer_init(nn.Linear(64, outputs), gain),
-    )
+def mlp(*sizes: int, gain: float) -> nn.Sequential:
+    """Layers with tanh between them; `gain` scales the weights of the last one."""
+    layers = []
+    for inputs, outputs in itertools.pairwise(sizes[:-1]):
+        layers += [layer_init(nn.Linear(inputs, outputs)), nn.Tanh()]
+    return nn.Sequential(*layers, layer_init(nn.Linear(*sizes[-2:]), gain))
 
 
 class Agent(nn.Module):
-    """Policy and value, in networks of their own (details 13 and 26).
+    """Policy and value. What they share is in `trunk`; the rest are networks of their own.
 
     The policy is a categorical for each component of an action (detail 37), less its forbidden choices (detail d).
     """
 
-    def __init__(self, obs_size: int, space: gym.Space):
+    def __init__(self, envs: gym.vector.VectorEnv, args: Args):
         super().__init__()
-        sizes = np.ravel(getattr(space, "nvec", np.full(space.shape, 2 if space.shape else space.n)))
-        self.missing = np.arange(sizes.max()) >= sizes[:, None]  # (C, K): of components with less than K choices
-        self.actor = mlp(obs_size, self.missing.size, gain=0.01)  # nearly uniform at the start
-        self.critic = mlp(obs_size, 1, gain=1.0)
-
-    def value(self, obs: torch.Tensor) -> torch.Tensor:
-        """V(obs): (..., O) → (...)."""
-        return self.critic(obs).squeeze(-1)
+        space = envs.single_action_space
+        self.trunk, sizes = nn.Sequential(), (gym.spaces.flatdim(envs.single_observation_space), 64, 64)
+        choices = np.ravel(getattr(space, "nvec", np.full(space.shape, 2 if space.shape else space.n)))
+        self.missing = np.arange(choices.max()) >= choices[:, None]  # (C, K): of components with less than K choices
+        self.actor = mlp(*sizes, self.missing.size, gain=0.01)  # nearly uniform at the start
+        self.critic = mlp(*sizes, 1, gain=1.0)
 
     def noise(self, rng: np.random.Generator, *shape: int) -> np.ndarray:
         """What `sample_actions` needs for this shape of actions."""
         return rng.gumbel(size=(*shape, *self.missing.shape))
 
-    def evaluate(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probability of the actions and entropy of the policy, both summed over components: (M,), (M,)."""
-        logits = self.actor(batch["obs"]).view(batch["forbidden"].shape)
+    def evaluate(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Log-probability of the actions and entropy of the policy, summed over components, and V(obs): each (M,)."""
+        features = self.trunk(batch["obs"])
+        logits = self.actor(features).view(batch["forbidden"].shape)
         logprobs = logits.masked_fill(batch["forbidden"], -1e38).log_softmax(-1)  # not -inf: 0 * log(0) must be 0
         logprob = logprobs.gather(-1, batch["actions"].unsqueeze(-1)).sum((-2, -1))
         entropy = -(logprobs.exp() * logprobs).sum((-2, -1))
-        return logprob, entropy
+        return logprob, entropy, self.critic(features).squeeze(-1)
 
 
-def numpy_network(network: nn.Sequential) -> Callable[[np.ndarray], np.ndarray]:
-    """The network with its present weights, as a function from arrays to arrays.
+def numpy_policy(agent: Agent) -> Callable[[np.ndarray], np.ndarray]:
+    """What the policy's network makes of observations, with its present weights, from array to array.
 
     Acting is a tiny forward pass at every step, where the calls cost more than the arithmetic, and NumPy's cost a
     quarter of PyTorch's. A network with layers of other types stays in PyTorch.
     """
+    network = nn.Sequential(*agent.trunk, *agent.actor)
     if any(type(layer) not in (nn.Linear, nn.Tanh) for layer in network):
         device = next(network.parameters()).device
-        return lambda x: network(torch.from_numpy(x).to(device)).detach().cpu().numpy()
+        forward = torch.no_grad()(lambda x: agent.actor(agent.trunk(x)))
+        return lambda x: forward(torch.from_numpy(x).to(device, non_blocking=True)).cpu().numpy()
     layers = [[param.detach().cpu().numpy().T.copy("K") for param in layer.parameters()] for layer in network]
 
     def forward(x: np.ndarray) -> np.ndarray:
@@ -461,8 +459,7 @@ def ppo_loss(agent: Agent, batch: dict, clip_coef: float, args: Args) -> tuple[t
     of it. What else the policy needs for its log-probabilities is there too.
     """
     weights, advantages = batch["weights"], batch["advantages"]
-    logprob, entropy = agent.evaluate(batch)
-    value = agent.value(batch["obs"])
+    logprob, entropy, value = agent.evaluate(batch)
 
     # Policy: the clipped surrogate objective (detail 8)
     log_ratio = logprob - batch["logprobs"]
@@ -608,13 +605,13 @@ def play(source: str | io.BytesIO, args: Args, episodes: int, film: str = "", ma
     """
     envs = make_film_envs(args, film) if film else make_envs(replace(args, num_envs=1))
     obs_size = gym.spaces.flatdim(envs.single_observation_space)
-    agent, obs_stats = Agent(obs_size, envs.single_action_space), RunningMeanStd((obs_size,))
+    agent, obs_stats = Agent(envs, args), RunningMeanStd((obs_size,))
     rng = np.random.default_rng(args.seed)
     checkpoint = load_checkpoint(source)
     with reading(source):
         agent.load_state_dict(checkpoint["agent"])
-        obs_stats.load(checkpoint["stats"][0])
-    policy = numpy_network(agent.actor)
+        obs_stats.load(checkpoint["stats"]["obs"])
+    policy = numpy_policy(agent)
 
     results = []
     for episode in range(episodes):
@@ -725,7 +722,7 @@ def train(args: Args) -> dict[str, Any]:
     """Train, log to `runs/`, save checkpoints, and show progress.
 
     Returns `agent`, `run_dir`, `global_step`, `episodes` (return and length of each of the last 100 training episodes),
-    and `obs_stats`, by which the agent's observations must be normalised if `norm_obs` is on.
+    and `stats`, of which "obs" is what the agent's observations must be normalised by if `norm_obs` is on.
     Raises SystemExit(2) for a mistake in the arguments, or when training becomes non-finite, and with 128 + the signal
     after Ctrl-C or SIGTERM.
     """
@@ -763,7 +760,7 @@ def train(args: Args) -> dict[str, Any]:
     envs = make_envs(replace(args, num_envs=N))
     atexit.register(envs.close)  # also after an error, so that the processes of async environments end quietly
     obs_size = gym.spaces.flatdim(envs.single_observation_space)
-    agent = Agent(obs_size, envs.single_action_space).to(device)
+    agent = Agent(envs, args).to(device)
     params = list(agent.parameters())
     flat = nn.utils.parameters_to_vector(params).detach()  # one tensor, of which the parameters become views: clipping
     nn.utils.vector_to_parameters(flat, params)  # and Adam then touch one instead of twelve, a tenth off an update
@@ -775,17 +772,19 @@ def train(args: Args) -> dict[str, Any]:
         torch._dynamo.config.trace_autograd_ops = True  # the backward pass in the same graph: 0.3 instead of 0.6 ms
         # C++ calls take a tenth less time. Not to probe what vector instructions the compiler knows halves the first
         # compilation; one so old that it does not know the machine's fails
-        options = {"cpp_wrapper": True, "cpp.vec_isa_ok": True} if device.type == "cpu" else {}
+        options = {"cpp_wrapper": True, "cpp.vec_isa_ok": True} if device.type == "cpu" else {"triton.cudagraphs": True}
         gradient = torch.compile(compute_gradient, fullgraph=True, options=options)
+        agent.trunk.compile(options=options)  # for acting
 
     # The rollout is collected in NumPy arrays, which environments fill row by row, and goes to the device as a whole
-    obs = np.zeros((T + 1, N, obs_size), np.float32)
+    obs_dtype = torch.float32
+    obs = torch.zeros((T + 1, N, obs_size), dtype=obs_dtype, pin_memory=device.type == "cuda").numpy()
     forbidden = np.zeros((T + 1, N, *agent.missing.shape), bool)
-    actions = np.zeros((T, N, math.prod(envs.single_action_space.shape)), np.int64)
+    actions = np.zeros((T + 1, N, math.prod(envs.single_action_space.shape)), np.int64)
     rewards = np.zeros((T, N), np.float32)
     terminated, truncated, valid = np.zeros((3, T, N), bool)
 
-    obs_stats, return_stats = RunningMeanStd((obs_size,)), RunningMeanStd()
+    stats = {"obs": RunningMeanStd((obs_size,)), "return": RunningMeanStd()}
     discounted_return, episode_return, episode_length = np.zeros((3, N))
     last_episodes = deque(maxlen=100)
     ended = np.zeros(N, bool)  # did the last step end the episode, so that the next one only resets?
@@ -795,8 +794,8 @@ def train(args: Args) -> dict[str, Any]:
             agent.load_state_dict(checkpoint["agent"])
             for state, saved in zip((adam_mean, adam_square, adam_step), checkpoint["adam"], strict=True):
                 state.copy_(saved)
-            obs_stats.load(checkpoint["stats"][0])
-            return_stats.load(checkpoint["stats"][1])
+            for name, part in stats.items():
+                part.load(checkpoint["stats"][name])
             last_episodes.extend(checkpoint["episodes"])
             torch.set_rng_state(checkpoint["torch_rng"])
             if rank == 0:
@@ -819,7 +818,7 @@ def train(args: Args) -> dict[str, Any]:
 
     def pack() -> bytes:
         """All that training needs to go on from here."""
-        moments = [{k: torch.as_tensor(x) for k, x in vars(stats).items()} for stats in (obs_stats, return_stats)]
+        moments = {name: {k: torch.as_tensor(x) for k, x in vars(part).items()} for name, part in stats.items()}
         state = {"args": asdict(replace(args, resume=None)), "iteration": iteration, "global_step": global_step}
         state |= {"agent": agent.state_dict(), "adam": [adam_mean, adam_square, adam_step], "stats": moments}
         state |= {"torch_rng": torch.get_rng_state(), "numpy_rng": rng.bit_generator.state}
@@ -848,12 +847,12 @@ def train(args: Args) -> dict[str, Any]:
         """Keep what the policy gets to see at step t."""
         next_obs = next_obs.reshape(N, -1)
         if args.norm_obs:
-            obs_stats.update(next_obs)
-            next_obs = obs_stats.normalize(next_obs)
+            stats["obs"].update(next_obs)
+            next_obs = stats["obs"].normalize(next_obs)
         obs[t] = next_obs
         forbidden[t] = forbidden_choices(info, agent.missing, ended) if "action_mask" in info else agent.missing
 
-    shared_stats = copy.copy(obs_stats), copy.copy(return_stats)  # as all processes have them
+    shared_stats = copy.deepcopy(stats)  # as all processes have them
     try:
         observe(T, *envs.reset(seed=env_seed))
     except Exception as error:
@@ -890,7 +889,7 @@ def train(args: Args) -> dict[str, Any]:
         # Collect T steps from each environment; episodes go on across rollouts (detail 1)
         obs[0] = obs[T]
         forbidden[0] = forbidden[T]
-        policy = numpy_network(agent.actor)
+        policy = numpy_policy(agent)
         noise = agent.noise(rng, T, N)
         finished = []
         for t in range(T):
@@ -906,8 +905,8 @@ def train(args: Args) -> dict[str, Any]:
             rewards[t] = reward
             if args.norm_reward:  # by the spread of the discounted return, which starts anew with each episode
                 discounted_return = discounted_return * args.gamma + reward
-                return_stats.update(discounted_return[valid[t]])
-                rewards[t] = return_stats.normalize(reward, center=False)
+                stats["return"].update(discounted_return[valid[t]])
+                rewards[t] = stats["return"].normalize(reward, center=False)
 
             episode_return += reward
             episode_length += valid[t]
@@ -920,30 +919,33 @@ def train(args: Args) -> dict[str, Any]:
                 fail(f"{args.env_id} gave {name} that is not a finite number, after step {step}")
         if world_size > 1:
             finished = all_gather(finished)
-            obs_stats.share(shared_stats[0])
-            return_stats.share(shared_stats[1])
-            shared_stats = copy.copy(obs_stats), copy.copy(return_stats)
+            for name, part in stats.items():
+                part.share(shared_stats[name])
+            shared_stats = copy.deepcopy(stats)
         global_step = iteration * batch_size
 
         # Estimate. Values and old log-probabilities are those of the policy that collected the data: it has not changed
         # since, and one pass over the whole rollout costs a fraction of one at every step
         with torch.no_grad():
-            values = agent.value(torch.from_numpy(obs).to(device)).cpu().numpy()
+            batch = {"obs": obs, "actions": actions, "forbidden": forbidden}
+            batch = {name: torch.from_numpy(x).to(device, non_blocking=True).flatten(0, 1) for name, x in batch.items()}
+            batch["logprobs"], _, batch["values"] = agent.evaluate(batch)
+            values = batch["values"].cpu().numpy().reshape(T + 1, N)
             advantages = compute_gae(rewards, values, terminated, truncated, args.gamma, args.gae_lambda)
-            batch = {"obs": obs[:T], "actions": actions, "valid": valid, "values": values[:T]}
-            batch |= {"advantages": advantages, "returns": advantages + values[:T]}
-            batch["forbidden"] = forbidden[:T]
-            batch = {name: torch.from_numpy(array).to(device).flatten(0, 1) for name, array in batch.items()}
-            batch["logprobs"], _ = agent.evaluate(batch)
+            batch = {name: x[:local_size] for name, x in batch.items()}  # those after the last step have no action
+            for name, x in (("valid", valid), ("advantages", advantages), ("returns", advantages + values[:T])):
+                batch[name] = torch.from_numpy(x).to(device).flatten()
 
         # Update: a few epochs over the batch, in minibatches that are shuffled anew each time (detail 6)
         diagnostics = []
         for _ in range(args.update_epochs):
             order = torch.randperm(local_size).to(device).view(args.num_minibatches, -1)
-            epoch = {name: x[order] for name, x in batch.items()}
+            epoch = {name: x[order] for name, x in batch.items() if name != "obs"}  # which may be large
             epoch |= weigh_minibatches(epoch["valid"], epoch["advantages"], args.norm_adv)
             for i in range(args.num_minibatches):
-                grad, diagnosis = gradient(agent, params, {name: x[i] for name, x in epoch.items()}, clip_coef, args)
+                minibatch = {name: x[i] for name, x in epoch.items()}
+                minibatch["obs"] = batch["obs"].index_select(0, order[i])
+                grad, diagnosis = gradient(agent, params, minibatch, clip_coef, args)
                 diagnostics.append(diagnosis)
                 state = [flat], [grad], [adam_mean], [adam_square], [], [adam_step]
                 adam(*state, lr=learning_rate, fused=True, **adam_options)
@@ -1020,7 +1022,7 @@ def train(args: Args) -> dict[str, Any]:
     if stops:
         raise SystemExit(128 + stops[0])
     outcome = {"agent": agent, "run_dir": run_dir, "global_step": global_step}
-    return outcome | {"episodes": list(last_episodes), "obs_stats": obs_stats}
+    return outcome | {"episodes": list(last_episodes), "stats": stats}
 
 
 if __name__ == "__main__":

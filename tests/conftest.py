@@ -2,11 +2,19 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import gymnasium as gym
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+
+def make_agent(script, obs_size, space):
+    """The script's agent for observations of that many numbers and an action space."""
+    obs_space = gym.spaces.Box(-1, 1, (obs_size,))
+    return script.Agent(SimpleNamespace(single_observation_space=obs_space, single_action_space=space), script.Args())
 
 
 @pytest.fixture(autouse=True)

@@ -11,14 +11,15 @@ from torch import nn
 from torch.distributions import Categorical
 
 import ppo
-from ppo import Agent, RunningMeanStd, forbidden_choices, numpy_network, sample_actions, to_env
+from conftest import make_agent
+from ppo import RunningMeanStd, forbidden_choices, numpy_policy, sample_actions, to_env
 
 MISSING = np.array([[False, False, True], [False, False, False]])  # components with 2 and 3 choices
 
 
 def test_initialisation():
     """Orthogonal weights with the gains of detail 2, zero biases, networks of their own (detail 13)."""
-    agent = Agent(7, Discrete(5))
+    agent = make_agent(ppo, 7, Discrete(5))
     for network, gains in ((agent.actor, (2**0.5, 2**0.5, 0.01)), (agent.critic, (2**0.5, 2**0.5, 1.0))):
         layers = [layer for layer in network if isinstance(layer, nn.Linear)]
         for layer, gain in zip(layers, gains, strict=True):
@@ -42,12 +43,13 @@ def random_inputs(size=200):
 def test_distribution_is_that_of_the_allowed_choices():
     """Log-probabilities and entropies of independent categoricals over what is allowed, summed (details 37 and d)."""
     torch.manual_seed(0)
-    agent = Agent(4, MultiDiscrete([3, 3]))
+    agent = make_agent(ppo, 4, MultiDiscrete([3, 3]))
     nn.init.orthogonal_(agent.actor[-1].weight)  # far from uniform
     obs, forbidden = random_inputs()
     logits = agent.actor(obs).view(-1, 2, 3)
     actions = (~forbidden * torch.rand(forbidden.shape)).argmax(-1)
-    logprob, entropy = agent.evaluate({"obs": obs, "forbidden": forbidden, "actions": actions})
+    logprob, entropy, value = agent.evaluate({"obs": obs, "forbidden": forbidden, "actions": actions})
+    torch.testing.assert_close(value, agent.critic(obs).squeeze(-1))
     for i in range(len(obs)):
         expected_logprob = expected_entropy = 0
         for c in range(2):
@@ -61,11 +63,11 @@ def test_distribution_is_that_of_the_allowed_choices():
 
 def test_forbidden_choices_get_no_gradient():
     torch.manual_seed(0)
-    agent = Agent(4, MultiDiscrete([3, 3]))
+    agent = make_agent(ppo, 4, MultiDiscrete([3, 3]))
     forbidden = torch.zeros(10, 2, 3, dtype=torch.bool)
     forbidden[:, 1, 2] = True
     batch = {"obs": torch.randn(10, 4), "forbidden": forbidden, "actions": torch.ones(10, 2, dtype=torch.int64)}
-    logprob, entropy = agent.evaluate(batch)
+    logprob, entropy, _ = agent.evaluate(batch)
     (gradient,) = torch.autograd.grad((logprob + entropy).sum(), agent.actor[-1].bias)
     assert gradient.isfinite().all()
     assert gradient[5] == 0
@@ -74,7 +76,7 @@ def test_forbidden_choices_get_no_gradient():
 
 def test_sampling_frequencies():
     """200,000 samples: each choice as often as its probability says, components independent, forbidden ones never."""
-    agent = Agent(4, MultiDiscrete([2, 3]))
+    agent = make_agent(ppo, 4, MultiDiscrete([2, 3]))
     size, logits = 200_000, np.array([1.0, -1.0, 0.3, 0.0, 2.0, -0.5], np.float32)
     forbidden = np.broadcast_to(MISSING, (size, 2, 3))
     samples = sample_actions(np.broadcast_to(logits, (size, 6)), forbidden, agent.noise(np.random.default_rng(0), size))
@@ -86,18 +88,19 @@ def test_sampling_frequencies():
     assert samples[:, 0].max() == 1
 
 
-def test_numpy_network_is_the_network():
+@pytest.mark.parametrize("shared", [[], [nn.Linear(9, 9), nn.Tanh()], [nn.Linear(9, 9), nn.LayerNorm(9), nn.ReLU()]])
+def test_numpy_policy_is_the_policy(shared):
+    """Also with layers that policy and value share, and of types that NumPy is not told of."""
     torch.manual_seed(0)
-    networks = [
-        Agent(9, Discrete(6)).actor,
-        nn.Sequential(nn.Linear(9, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 6)),
-    ]
+    agent = make_agent(ppo, 9, Discrete(6))
+    agent.trunk.extend(shared)
     obs = torch.randn(32, 9)
-    for network in networks:
-        with torch.no_grad():
-            expected = network(obs).numpy()
-        function = numpy_network(network)
-        np.testing.assert_allclose(function(obs.numpy()), expected, atol=1e-4, rtol=1e-4)
+    with torch.no_grad():
+        features = agent.trunk(obs)
+        expected = agent.actor(features).numpy()
+    np.testing.assert_allclose(numpy_policy(agent)(obs.numpy()), expected, atol=1e-4, rtol=1e-4)
+    batch = {"obs": obs, "actions": torch.zeros(32, 1, dtype=torch.int64), "forbidden": torch.zeros(32, 1, 6) > 0}
+    torch.testing.assert_close(agent.evaluate(batch)[2], agent.critic(features).squeeze(-1))
 
 
 @pytest.mark.parametrize(
@@ -113,7 +116,7 @@ def test_numpy_network_is_the_network():
 )
 def test_action_spaces(space, missing, start):
     """Which of C * K choices don't exist; and what the environments are told, whatever the space counts from."""
-    got = Agent(3, space).missing
+    got = make_agent(ppo, 3, space).missing
     assert got.dtype == bool
     assert got.tolist() == np.array(missing, bool).tolist()
     last = got.shape[1] - 1 - got.sum(1)
@@ -143,7 +146,7 @@ def test_masks_as_tuples_and_with_axes():
     expected = [[[0, 1, 1], [0, 1, 0]], [[0, 0, 1], [1, 0, 1]]]
     got = forbidden_choices({"action_mask": pairs}, MISSING, ALIVE[:2])
     assert np.array_equal(got, np.array(expected, bool))
-    missing = Agent(3, MultiBinary((2, 2))).missing
+    missing = make_agent(ppo, 3, MultiBinary((2, 2))).missing
     mask = np.array([[[[1, 0], [1, 1]], [[0, 1], [1, 0]]]])
     assert forbidden_choices({"action_mask": mask}, missing, ALIVE[:1]).tolist() == [
         [[False, True], [False, False], [True, False], [False, True]]

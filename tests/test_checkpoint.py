@@ -25,7 +25,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 import ppo
 import worlds
-from conftest import ROOT
+from conftest import ROOT, make_agent
 from ppo import Args, evaluate, load_checkpoint, parse_args, train
 from test_train import counting, parameters, scalars
 
@@ -113,24 +113,24 @@ class TestResuming:
         saved = load_checkpoint(str(result["run_dir"]))
         assert (saved["iteration"], saved["global_step"]) == (5, 120)
         assert saved["args"].env_id == "worlds:Counting" and saved["args"].norm_obs
-        agent = ppo.Agent(3, Discrete(2))
+        agent = make_agent(ppo, 3, Discrete(2))
         agent.load_state_dict(saved["agent"])
         assert torch.equal(parameters({"agent": agent}), parameters(result))
         mean, square, step = saved["adam"]
         assert step == 5 * 4 * 2 and mean.abs().max() > 0 and square.max() > 0
         assert mean.numel() == square.numel() == parameters(result).numel()
-        assert saved["stats"][0]["count"] == 3 * 41  # observations, the first included
-        np.testing.assert_array_equal(saved["stats"][0]["mean"], result["obs_stats"].mean)
-        assert saved["stats"][1]["count"] < 3 * 40  # rewards, but those of reset steps
+        assert saved["stats"]["obs"]["count"] == 3 * 41  # observations, the first included
+        np.testing.assert_array_equal(saved["stats"]["obs"]["mean"], result["stats"]["obs"].mean)
+        assert saved["stats"]["return"]["count"] < 3 * 40  # rewards, but those of reset steps
         assert saved["episodes"] == result["episodes"]
         assert len(saved["torch_rng"]) > 1000 and saved["numpy_rng"]["state"]["state"] > 0
 
     def test_statistics_go_on(self, monkeypatch):
         """Those of observations, too: what was seen before counts, and the first observations of new episodes."""
         first = counting(monkeypatch, norm_obs=True)
-        before = vars(first["obs_stats"]).copy()
+        before = vars(first["stats"]["obs"]).copy()
         monkeypatch.setattr(worlds.Counting, "created", 0)
-        after = resume(first["run_dir"], "--total-timesteps", "168")["obs_stats"]
+        after = resume(first["run_dir"], "--total-timesteps", "168")["stats"]["obs"]
         assert (before["count"], after.count) == (3 * 41, 3 * 41 + 3 * 17)
         new = (after.mean * after.count - before["mean"] * before["count"]) / (3 * 17)
         np.testing.assert_allclose(new[0], 1)  # environments 0, 1, 2, equally often
@@ -474,14 +474,14 @@ class TestEvaluating:
     def test_normalisation_is_the_saved_one_and_stays(self, normalised, monkeypatch):
         """Without it, the policy sees everything as it is: here, in the twelfth episode, an 11."""
         run_dir = counting(monkeypatch, norm_obs=normalised)["run_dir"]
-        saved = load_checkpoint(str(run_dir))["stats"][0]
-        seen, numpy_network = [], ppo.numpy_network
+        saved = load_checkpoint(str(run_dir))["stats"]["obs"]
+        seen, numpy_policy = [], ppo.numpy_policy
 
-        def record(network):
-            policy = numpy_network(network)
+        def record(agent):
+            policy = numpy_policy(agent)
             return lambda obs: seen.append(obs) or policy(obs)
 
-        monkeypatch.setattr(ppo, "numpy_network", record)
+        monkeypatch.setattr(ppo, "numpy_policy", record)
         monkeypatch.setattr(worlds.Counting, "created", 0)
         evaluate(parse_args(["--evaluate", str(run_dir), "--eval-episodes", "2" if normalised else "12"]))
         if not normalised:

@@ -145,14 +145,17 @@ MISTAKES = {
     "module without it": ({"env_id": "json:Env-v0"}, "Environment `Env` doesn't exist"),
     "continuous": (
         {"env_id": "Pendulum-v1"},
-        "has the action space Box(-2.0, 2.0, (1,), float32): use ppo_continuous.py",
+        "(3,), float32) and actions in Box(-2.0, 2.0, (1,), float32): use ppo_continuous.py",
     ),
-    "images": ({"env_id": "worlds:Images"}, "has images (84, 84, 3) as observations: use ppo_atari.py"),
-    "pictures of a car": ({"env_id": "CarRacing-v3"}, "use ppo_continuous.py"),
-    "any number": ({"env_id": "worlds:Sequences"}, "can't be flattened to a vector"),
+    "images": (
+        {"env_id": "worlds:Images"},
+        "has observations in Box(0, 255, (84, 84, 3), uint8) and actions in Discrete(1): use ppo_atari.py",
+    ),
+    "pictures of a car": ({"env_id": "CarRacing-v3"}, "needed are vectors or uint8 images"),
+    "any number": ({"env_id": "worlds:Sequences"}, ": needed are vectors"),
     "actions in a tuple": (
         {"env_id": "worlds:TupleActions"},
-        "needed is Discrete, MultiDiscrete, MultiBinary, or a Box of floats",
+        "and choices or a Box of floats",
     ),
     "raises when made": ({"env_id": "worlds:RaisingWhenMade"}, "can't be made: RuntimeError: no licence ("),
     "raises at reset": ({"env_id": "worlds:RaisingAtReset"}, "can't be reset: ValueError: no start ("),

@@ -18,8 +18,8 @@ from torch.distributions import Normal
 
 import ppo_continuous as ppo
 import worlds
-from conftest import ROOT
-from ppo_continuous import Agent, Args, RunningMeanStd, evaluate, load_checkpoint, parse_args, sample_actions, to_env
+from conftest import ROOT, make_agent
+from ppo_continuous import Args, RunningMeanStd, evaluate, load_checkpoint, parse_args, sample_actions, to_env
 from ppo_continuous import train as train_args
 from test_loss import weighed
 from test_parallel import launch, listen, returned
@@ -73,7 +73,7 @@ def test_defaults():
 class TestPolicy:
     def agent(self, obs_size=5, actions=3):
         torch.manual_seed(0)
-        agent = Agent(obs_size, Box(-1, 1, (actions,)))
+        agent = make_agent(ppo, obs_size, Box(-1, 1, (actions,)))
         nn.init.orthogonal_(agent.actor[-1].weight)  # means far from 0
         with torch.no_grad():
             agent.log_std.copy_(torch.tensor([-1.0, 0.3, 0.5])[:actions])
@@ -81,7 +81,7 @@ class TestPolicy:
 
     def test_initialisation(self):
         """Gain 0.01 in the policy's last layer (detail 2), a log standard deviation of 0 for each component (24)."""
-        agent = Agent(7, Box(-1, 1, (2, 3)))
+        agent = make_agent(ppo, 7, Box(-1, 1, (2, 3)))
         for network, gain in ((agent.actor, 0.01), (agent.critic, 1.0)):
             weight = network[-1].weight
             torch.testing.assert_close(weight @ weight.T, gain**2 * torch.eye(len(weight)), atol=1e-8, rtol=1e-4)
@@ -96,7 +96,7 @@ class TestPolicy:
         agent = self.agent()
         generator = torch.Generator().manual_seed(1)
         obs, actions = torch.randn(200, 5, generator=generator), 4 * torch.randn(200, 3, generator=generator)
-        logprob, entropy = agent.evaluate({"obs": obs, "actions": actions})
+        logprob, entropy, _ = agent.evaluate({"obs": obs, "actions": actions})
         gaussian = Normal(agent.actor(obs), agent.log_std.exp())
         assert logprob.shape == entropy.shape == (200,)
         torch.testing.assert_close(logprob, gaussian.log_prob(actions).sum(-1), atol=1e-4, rtol=1e-5)
@@ -104,7 +104,7 @@ class TestPolicy:
 
     def test_the_deviation_is_learned_and_the_same_everywhere(self):
         agent = self.agent()
-        logprob, entropy = agent.evaluate({"obs": torch.randn(10, 5), "actions": torch.randn(10, 3)})
+        logprob, entropy, _ = agent.evaluate({"obs": torch.randn(10, 5), "actions": torch.randn(10, 3)})
         assert len(entropy.unique()) == 1
         (gradient,) = torch.autograd.grad(entropy.mean(), agent.log_std, retain_graph=True)
         torch.testing.assert_close(gradient, torch.ones(3))
@@ -118,7 +118,7 @@ class TestPolicy:
         with torch.no_grad():
             means, std = agent.actor(obs).numpy(), agent.log_std.exp().numpy()
             samples = sample_actions(means, std, agent.noise(np.random.default_rng(3), 100_000))
-            logprob, entropy = agent.evaluate({"obs": obs, "actions": torch.from_numpy(samples)})
+            logprob, entropy, _ = agent.evaluate({"obs": obs, "actions": torch.from_numpy(samples)})
         assert samples.dtype == np.float32
         np.testing.assert_allclose(samples.mean(0), means[0], atol=0.03)
         np.testing.assert_allclose(np.cov(samples.T), np.diag(std**2), atol=0.05)
@@ -156,8 +156,7 @@ class TestPolicy:
             noise = torch.randn(6, 24, generator=generator)
             batch = {"obs": torch.randn(24, 5, generator=generator), "actions": torch.randn(24, 3, generator=generator)}
             with torch.no_grad():
-                logprob, _ = agent.evaluate(batch)
-                value = agent.value(batch["obs"])
+                logprob, _, value = agent.evaluate(batch)
             batch |= {"logprobs": logprob + 0.3 * noise[0], "values": value + 0.3 * noise[1], "advantages": noise[2]}
             batch = weighed(batch | {"returns": value + noise[3], "valid": noise[4] < 1})
             params = list(agent.parameters())
@@ -232,7 +231,7 @@ class TestProbes:
 
     def value(self, agent, obs):
         with torch.no_grad():
-            return agent.value(torch.tensor([obs])).item()
+            return agent.critic(torch.tensor([obs])).item()
 
     def policy(self, agent, obs):
         """Mean and standard deviation."""
@@ -349,19 +348,19 @@ class TestNormalising:
         run_dir = self.run()["run_dir"]
         saved = load_checkpoint(str(run_dir))
         everything = observations.reshape(-1, 3)
-        assert saved["stats"][0]["count"] == len(everything)
-        np.testing.assert_allclose(saved["stats"][0]["mean"], everything.mean(0))
-        np.testing.assert_allclose(saved["stats"][0]["var"], everything.var(0))
+        assert saved["stats"]["obs"]["count"] == len(everything)
+        np.testing.assert_allclose(saved["stats"]["obs"]["mean"], everything.mean(0))
+        np.testing.assert_allclose(saved["stats"]["obs"]["var"], everything.var(0))
         assert saved["agent"]["log_std"].shape == (2,)
 
-        seen, numpy_network = [], ppo.numpy_network
+        seen, numpy_policy = [], ppo.numpy_policy
 
-        def record(network):
-            policy = numpy_network(network)
+        def record(agent):
+            policy = numpy_policy(agent)
             return lambda obs: seen.append(obs) or policy(obs)
 
         with monkeypatch.context() as patch:
-            patch.setattr(ppo, "numpy_network", record)
+            patch.setattr(ppo, "numpy_policy", record)
             patch.setattr(worlds.Counting, "created", 0)
             evaluate(parse_args(["--evaluate", str(run_dir), "--eval-episodes", "2"]))
         raw = np.array([[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1], [0, 1, 2]])
@@ -377,7 +376,7 @@ class TestNormalising:
         )
         train_args(parse_args(["--resume", str(run_dir), "--total-timesteps", "704"]))
         assert counts[0] == (4, len(everything))
-        assert counts[2][1] == saved["stats"][1]["count"]
+        assert counts[2][1] == saved["stats"]["return"]["count"]
 
     def test_evaluation_plays_the_deviation_that_was_learned(self):
         """Continuous4 pays less the further the action is from 0.5."""
@@ -441,7 +440,7 @@ def watch():
         "parts": [x for x in sums if x.numel() == size],
         "updates": updates,
         "run_dir": str(result["run_dir"]),
-        "stats": vars(result["obs_stats"]),
+        "stats": vars(result["stats"]["obs"]),
     }
 
 
@@ -501,13 +500,13 @@ print("seen", (picture[..., 0] - picture[..., 1] > 40).sum())
 
 
 MISTAKES = {
-    "discrete": ({"env_id": "CartPole-v1"}, "CartPole-v1 has the action space Discrete(2): use ppo.py"),
+    "discrete": ({"env_id": "CartPole-v1"}, "actions in Discrete(2): use ppo.py"),
     "several discrete": ({"env_id": "worlds:Pairs"}, "use ppo.py"),
     "switches": ({"env_id": "worlds:Switches"}, "use ppo.py"),
-    "actions in a tuple": ({"env_id": "worlds:TupleActions"}, "needed is Discrete, "),
+    "actions in a tuple": ({"env_id": "worlds:TupleActions"}, "needed are vectors or uint8 images, and choices"),
     "whole numbers": ({"env_id": "worlds:WholeNumbers"}, "or a Box of floats"),
     "misspelt": ({"env_id": "HalfCheeta-v5"}, "Did you mean: `HalfCheetah`?"),
-    "images": ({"env_id": "CarRacing-v3"}, "no script here learns this from them"),
+    "images": ({"env_id": "CarRacing-v3"}, "needed are vectors or uint8 images"),
     "filmed by gymnasium": (
         {"env_id": "HopperHop-v1", "vectorization": "envpool", "capture_video": True},
         "--env-id HopperHop-v1, as gymnasium films it: ",

@@ -5,13 +5,13 @@ import contextlib
 import numpy as np
 import pytest
 
-from ppo import Args, make_envs, numpy_network, sample_actions, to_env, train
+from ppo import Args, make_envs, numpy_policy, sample_actions, to_env, train
 
 
 def behaviour(agent, env_id, index, steps=500):
     """Mean size of one entry of the observation while the agent acts in 32 environments."""
     envs = make_envs(Args(env_id=env_id, num_envs=32))
-    policy, rng, sizes = numpy_network(agent.actor), np.random.default_rng(0), []
+    policy, rng, sizes = numpy_policy(agent), np.random.default_rng(0), []
     obs, _ = envs.reset(seed=0)
     for _ in range(steps):
         actions = sample_actions(policy(obs), np.zeros((32, 1, 2), bool), agent.noise(rng, 32))

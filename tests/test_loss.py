@@ -8,7 +8,8 @@ from gymnasium.spaces import MultiDiscrete
 from torch import nn
 
 import ppo
-from ppo import Agent, Args, compute_gradient, ppo_loss, weigh_minibatches
+from conftest import make_agent
+from ppo import Args, compute_gradient, ppo_loss, weigh_minibatches
 
 
 class Fixed:
@@ -18,10 +19,7 @@ class Fixed:
         self.outputs = torch.tensor(logprob), torch.tensor(entropy), torch.tensor(value)
 
     def evaluate(self, batch):
-        return self.outputs[:2]
-
-    def value(self, obs):
-        return self.outputs[2]
+        return self.outputs
 
 
 def weighed(batch, norm_adv=True):
@@ -118,8 +116,7 @@ def random_batch(agent, size=24, components=2, choices=3, seed=0):
     actions = (torch.rand(size, components, choices, generator=generator) * ~forbidden).argmax(-1)
     noise = torch.randn(4, size, generator=generator)
     with torch.no_grad():
-        logprob, _ = agent.evaluate({"obs": obs, "forbidden": forbidden, "actions": actions})
-        value = agent.value(obs)
+        logprob, _, value = agent.evaluate({"obs": obs, "forbidden": forbidden, "actions": actions})
     return {
         "obs": obs,
         "forbidden": forbidden,
@@ -135,7 +132,7 @@ def random_batch(agent, size=24, components=2, choices=3, seed=0):
 @pytest.mark.parametrize("args", [Args(), Args(clip_vloss=False), Args(ent_coef=0.5, vf_coef=2.0)])
 def test_gradient_by_finite_differences(args, float64):
     torch.manual_seed(0)
-    agent = Agent(5, MultiDiscrete([3, 3]))
+    agent = make_agent(ppo, 5, MultiDiscrete([3, 3]))
     batch = weighed(random_batch(agent))
     params = list(agent.parameters())
     loss, _ = ppo_loss(agent, batch, 0.2, args)
@@ -154,7 +151,7 @@ def test_gradient_by_finite_differences(args, float64):
 
 def test_reset_steps_do_not_matter():
     torch.manual_seed(0)
-    agent = Agent(5, MultiDiscrete([3, 3]))
+    agent = make_agent(ppo, 5, MultiDiscrete([3, 3]))
     params = list(agent.parameters())
     batch = random_batch(agent)
     other = {name: x.clone() for name, x in batch.items()}
@@ -169,7 +166,7 @@ def test_reset_steps_do_not_matter():
 
 
 def test_a_minibatch_of_reset_steps_is_harmless():
-    agent = Agent(5, MultiDiscrete([3, 3]))
+    agent = make_agent(ppo, 5, MultiDiscrete([3, 3]))
     batch = random_batch(agent)
     batch["valid"][:] = False
     gradient, _ = compute_gradient(agent, list(agent.parameters()), weighed(batch), 0.2, Args())
@@ -177,17 +174,17 @@ def test_a_minibatch_of_reset_steps_is_harmless():
 
 
 def test_a_single_sample_has_a_finite_loss():
-    agent = Agent(5, MultiDiscrete([3, 3]))
+    agent = make_agent(ppo, 5, MultiDiscrete([3, 3]))
     gradient, _ = compute_gradient(agent, list(agent.parameters()), weighed(random_batch(agent, size=1)), 0.2, Args())
     assert gradient.isfinite().all()
 
 
 def test_the_first_ratio_is_1():
     torch.manual_seed(0)
-    agent = Agent(5, MultiDiscrete([3, 3]))
+    agent = make_agent(ppo, 5, MultiDiscrete([3, 3]))
     batch = random_batch(agent)
     with torch.no_grad():
-        batch["logprobs"], _ = agent.evaluate(batch)
+        batch["logprobs"], *_ = agent.evaluate(batch)
     _, diagnostics = ppo_loss(agent, weighed(batch), 0.2, Args())
     for name in ("old_approx_kl", "approx_kl", "clipfrac"):
         assert diagnostics[name].item() == 0
@@ -195,7 +192,7 @@ def test_the_first_ratio_is_1():
 
 def test_the_global_gradient_norm_is_clipped():
     torch.manual_seed(0)
-    agent = Agent(5, MultiDiscrete([3, 3]))
+    agent = make_agent(ppo, 5, MultiDiscrete([3, 3]))
     params, batch = list(agent.parameters()), weighed(random_batch(agent))
     loss, _ = ppo_loss(agent, batch, 0.2, Args())
     loss.backward()

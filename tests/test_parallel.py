@@ -16,8 +16,8 @@ from gymnasium.spaces import Discrete
 from torch import nn
 
 import ppo
-from conftest import ROOT
-from ppo import Agent, Args, RunningMeanStd, all_sum, compute_gradient, train, weigh_minibatches
+from conftest import ROOT, make_agent
+from ppo import Args, RunningMeanStd, all_sum, compute_gradient, train, weigh_minibatches
 from test_probes import probability, value
 from test_train import parameters, scalars
 
@@ -119,7 +119,7 @@ def samples():
 def learn_from(batch):
     """Gradient, diagnostics, and advantages of each minibatch."""
     torch.manual_seed(5)
-    agent = Agent(6, Discrete(3))
+    agent = make_agent(ppo, 6, Discrete(3))
     batch = batch | weigh_minibatches(batch["valid"], batch["advantages"], True)
     learned = []
     for i in range(2):
@@ -178,7 +178,7 @@ def watch():
     settings = {"norm_obs": True, "norm_reward": True, "target_kl": 0.01, "num_steps": 64, "learning_rate": 3e-3}
     result = train(Args(exp_name="normed", total_timesteps=2048, **settings))
     seen["normed"] = {"parameters": parameters(result), "steps": len(steps), "noise": noise[0], "updates": [*updates]}
-    seen["normed"] |= {"episodes": result["episodes"], "stats": vars(result["obs_stats"])}
+    seen["normed"] |= {"episodes": result["episodes"], "stats": vars(result["stats"]["obs"])}
     if rank == 0:
         seen["normed"]["saved"] = ppo.load_checkpoint(str(result["run_dir"]))["stats"]
 
@@ -299,7 +299,7 @@ class TestNumbers:
         assert logged["charts/episodic_length"] == 3
 
     def test_a_probe_is_learned(self, watched):
-        agent = Agent(1, Discrete(2))
+        agent = make_agent(ppo, 1, Discrete(2))
         for seen in watched[2]:
             agent.load_state_dict(seen["agent"])
             assert probability(agent, [1.0], 1) > 0.95

@@ -15,7 +15,7 @@ def learn(env_id, seed, **changes):
 
 def value(agent, *obs):
     with torch.no_grad():
-        return agent.value(torch.tensor(obs)).item()
+        return agent.critic(torch.tensor(obs)).item()
 
 
 def probability(agent, obs, action):

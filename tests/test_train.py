@@ -98,8 +98,10 @@ class TestCollecting:
         result = counting(monkeypatch, update_epochs=2, num_minibatches=1, norm_adv=False)
         for batch, _ in minibatches:
             with torch.no_grad():
-                torch.testing.assert_close(result["agent"].value(batch["obs"]), batch["values"], atol=1e-4, rtol=1e-4)
-                logprob, _ = result["agent"].evaluate(batch)
+                torch.testing.assert_close(
+                    result["agent"].critic(batch["obs"]).squeeze(-1), batch["values"], atol=1e-4, rtol=1e-4
+                )
+                logprob, *_ = result["agent"].evaluate(batch)
             torch.testing.assert_close(logprob, batch["logprobs"], atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(batch["returns"], batch["advantages"] + batch["values"])
             assert not any(tensor.requires_grad for tensor in batch.values())
