@@ -254,15 +254,13 @@ class EnvPool(gym.vector.VectorEnv):
         return self.pool.step(actions)
 
 
-class FireReset(gym.wrappers.AtariPreprocessing):
-    """What ale-py's vector environment does, by gymnasium's means, which can be filmed (details 14, 15, 17 and 18)."""
+class FireReset(gym.Wrapper):
+    """A game begins with FIRE (detail 18), before the no-ops, as in ale-py's vector environment."""
 
     def reset(self, **kwargs: Any) -> tuple:
         obs, info = super().reset(**kwargs)
         if "FIRE" in self.unwrapped.get_action_meanings():
-            self.frame_skip = 1
             obs, *_, info = self.step(1)
-            self.frame_skip = 4
         return obs, info
 
 
@@ -280,10 +278,11 @@ def make_envs(args: Args, **kwargs: Any) -> gym.vector.VectorEnv:
         args = replace(args, env_id=game)
         kwargs["repeat_action_probability"] = args.repeat_action_probability
         if mode in ("sync", "async"):
-            stack = partial(gym.wrappers.FrameStackObservation, stack_size=4)  # detail 20
-            kwargs |= {"frameskip": 1, "wrappers": [FireReset, stack, *kwargs.get("wrappers", [])]}
-        elif mode != "envpool":  # details 14 to 20 in C++; what it counts there is not frames, but steps
-            kwargs |= {"reward_clipping": False, "max_num_frames_per_episode": 27_000}
+            stack = partial(gym.wrappers.FrameStackObservation, stack_size=4, padding_type="zero")  # detail 20
+            wrappers = [FireReset, gym.wrappers.AtariPreprocessing, stack, *kwargs.get("wrappers", [])]
+            kwargs |= {"frameskip": 1, "wrappers": wrappers}
+        elif mode != "envpool":
+            kwargs["reward_clipping"] = False  # details 14 to 20 in C++, less the signs
     try:
         if mode == "envpool":
             envs = EnvPool(args.env_id, args.num_envs)

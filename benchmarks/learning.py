@@ -2,6 +2,7 @@
 
     python benchmarks/learning.py CartPole-v1 Acrobot-v1      # or any other name of RUNS; all if none is given
     python benchmarks/learning.py Hopper-v5 --seeds 3 7       # these seeds only, beside those already there
+    python benchmarks/learning.py Pong --seeds 1 2 --processes 1                # one after the other, on all cores
     python benchmarks/learning.py --plot                      # draw results/learning*.png from what is there
 
 The return of a run is the mean of its last 100 training episodes (actions sampled, not the best ones), the interval is
@@ -53,18 +54,27 @@ for env_id, steps, target in (
         " --num-envs 16 --num-steps 128 --num-minibatches 8 --learning-rate 1e-3",
         target,
     )
+RUNS["Breakout"] = ("ppo_atari.py --total-timesteps 1000000", None)  # a tenth of the runs that papers publish
+RUNS["Pong"] = (
+    "ppo_atari.py --env-id PongNoFrameskip-v4 --total-timesteps 3000000 --num-envs 16 --num-minibatches 8"
+    " --update-epochs 3 --learning-rate 1e-3 --clip-coef 0.2 --stop-return 18",
+    18,
+)
 T_95 = [math.nan, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26]  # by degrees of freedom; beyond, 2.26
 
 
-def train_seed(job: tuple[str, int]) -> tuple[str, dict]:
+def train_seed(job: tuple[str, int, int]) -> tuple[str, dict]:
     """One run in a process of its own: its name, and its return, seconds, and learning curve in 50 bins."""
-    name, seed = job
+    name, seed, threads = job
+    import torch
     import tyro
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     script, *arguments = shlex.split(RUNS[name][0])
     ppo = importlib.import_module(Path(script).stem)
-    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as sys.stdout:
+    torch.set_num_threads(threads)
+    log = Path(tempfile.gettempdir(), f"learning_{name}_{seed}.log")  # its progress
+    with tempfile.TemporaryDirectory() as folder, open(log, "w") as sys.stdout:
         os.chdir(folder)
         start = time.time()
         result = ppo.train(tyro.cli(ppo.Args, args=[*arguments, "--seed", str(seed)]))
@@ -78,7 +88,7 @@ def train_seed(job: tuple[str, int]) -> tuple[str, dict]:
         curve.append([round(high), round(statistics.mean(inside), 2) if inside else None])
     returns = [episode[0] for episode in result["episodes"]]
     run = {"seed": seed, "return": round(statistics.mean(returns), 2), "seconds": round(seconds, 1), "curve": curve}
-    return name, run
+    return name, run | {"steps": result["global_step"], "threads": threads}
 
 
 def summary(results: list[dict]) -> tuple[float, float]:
@@ -133,7 +143,8 @@ def main() -> None:
     if args.plot:
         return plot()
     (HERE / "results").mkdir(exist_ok=True)
-    jobs = [(name, seed) for seed in args.seeds for name in args.names or RUNS]
+    threads = max(1, os.cpu_count() // args.processes)
+    jobs = [(name, seed, threads) for seed in args.seeds for name in args.names or RUNS]
     with multiprocessing.get_context("spawn").Pool(args.processes, maxtasksperchild=1) as pool:
         for name, result in pool.imap_unordered(train_seed, jobs):
             command, target = RUNS[name]

@@ -307,6 +307,87 @@ class Images(World):
     observation_space = Box(0, 255, (84, 84, 3), np.uint8)
 
 
+class Pixel1(World):
+    """Probe 1 in pixels: what the probe observes is the brightness of a square, from black (-1) to white (1)."""
+
+    probe: ClassVar = Probe1
+    observation_space = Box(0, 255, (84, 84, 1), np.uint8)
+
+    def __init__(self):
+        self.world = self.probe()
+        self.action_space = self.world.action_space
+
+    def reset(self, *, seed=None, options=None):
+        obs, info = self.world.reset(seed=seed)
+        return square(obs[0]), info
+
+    def step(self, action):
+        obs, *rest = self.world.step(action)
+        return square(obs[0]), *rest
+
+
+def square(x):
+    """A frame (84, 84, 1)."""
+    frame = np.full((84, 84, 1), 127, np.uint8)
+    frame[20:64, 20:64] = round(127.5 + 127.5 * float(x))
+    return frame
+
+
+class Pixel2(Pixel1):
+    probe = Probe2
+
+
+class Pixel3(Pixel1):
+    probe = Probe3
+
+
+class Pixel4(Pixel1):
+    probe = Probe4
+
+
+class Pixel5(Pixel1):
+    probe = Probe5
+
+
+class Pixel6(Pixel1):
+    probe = Probe6
+
+
+class Pixel7(Pixel1):
+    probe = Probe7
+
+
+class Lives(World):
+    """Games of 7 steps: lives are lost in steps 2 and 4, the last one at the end. Frames say which step it is."""
+
+    observation_space = Box(0, 255, (3, 20, 30), np.uint8)
+    action_space = Discrete(3)
+    length = 7
+    rewards: ClassVar = [7.0, -3.0, 0.5, 0.0, -0.25, 2.0, 100.0]
+
+    def observe(self):
+        return np.full((3, 20, 30), self.t, np.uint8)
+
+    def info(self):
+        return {"lives": np.int64(3 - (self.t >= 2) - (self.t >= 4) - (self.t >= 7))}
+
+    def reward(self, action):
+        return self.rewards[self.t]
+
+
+class ChannelsLast(Lives):
+    observation_space = Box(0, 255, (12, 10, 4), np.uint8)
+
+    def observe(self):
+        return np.full((12, 10, 4), self.t, np.uint8)
+
+
+class FloatPixels(World):
+    """Frames from 0 to 1."""
+
+    observation_space = Box(0, 1, (84, 84, 3))
+
+
 class Sequences(World):
     """Observes any number of things."""
 

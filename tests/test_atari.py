@@ -1,0 +1,536 @@
+"""What Atari and pixels need: the games' details 14 to 22, lives, networks, precision, probes in pixels."""
+
+import math
+from types import SimpleNamespace
+
+import cv2
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from ale_py import ALEInterface, roms
+from gymnasium.spaces import Box, Discrete
+from torch import nn
+
+import ppo_atari as ppo
+import worlds
+from ppo_atari import Args, evaluate, load_checkpoint, make_envs, parse_args
+from test_train import parameters, scalars
+
+GAMMA = 0.9
+SMALL = {"num_envs": 4, "num_steps": 8, "num_minibatches": 2, "update_epochs": 2, "total_timesteps": 96}
+
+
+def train(**arguments):
+    return ppo.train(Args(**arguments))
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """The arguments of each call of compute_gae and compute_gradient, by the functions' names."""
+    seen = {"compute_gae": [], "compute_gradient": []}
+
+    def listen(name):
+        function = getattr(ppo, name)
+
+        def call(*args):
+            seen[name].append(args)
+            return function(*args)
+
+        monkeypatch.setattr(ppo, name, call)
+
+    for name in seen:
+        listen(name)
+    return seen
+
+
+def make_agent(shape=(4, 84, 84), actions=4, **arguments):
+    spaces = SimpleNamespace(
+        single_observation_space=Box(0, 255, shape, np.uint8), single_action_space=Discrete(actions)
+    )
+    torch.manual_seed(0)
+    return ppo.Agent(spaces, Args(**arguments))
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        ("game", "names"),
+        [
+            ("ALE/Breakout-v5", ["BreakoutNoFrameskip-v4", "Breakout-v5", "Breakout-v4", "BreakoutNoFrameskip-v0"]),
+            ("ALE/SpaceInvaders-v5", ["SpaceInvadersNoFrameskip-v4"]),
+        ],
+    )
+    def test_all_names_are_the_same_game(self, game, names):
+        histories = []
+        for name in [game, *names]:
+            envs, rng = make_envs(Args(env_id=name, num_envs=2)), np.random.default_rng(0)
+            history = [envs.reset(seed=3)[0]]
+            for _ in range(50):
+                history += envs.step(rng.integers(envs.single_action_space.n, size=2))[:4]
+            histories.append(history)
+        for history in histories[1:]:
+            assert all(np.array_equal(a, b) for a, b in zip(histories[0], history, strict=True))
+
+    def test_every_game_of_the_wheel(self):
+        games = [spec.id for spec in gym.registry.values() if spec.id.startswith("ALE/") and spec.id.endswith("-v5")]
+        assert len(games) > 90
+        for game in games[::12]:
+            envs = make_envs(Args(env_id=game, num_envs=1))
+            assert envs.reset(seed=1)[0].shape == (1, 4, 84, 84)
+
+    def test_an_environment_of_ones_own_keeps_its_name(self):
+        envs = make_envs(Args(env_id="worlds:Lives", num_envs=2))
+        assert envs.reset()[0].shape == (2, 3, 20, 30)
+
+
+class TestPreprocessing:
+    """ale-py's C++ environments, gymnasium's wrappers and the papers agree, frame by frame."""
+
+    def pair(self, game, seed=5):
+        """One game in each kind, after as many frames."""
+        fast = make_envs(Args(env_id=game, num_envs=1))
+        slow = make_envs(Args(env_id=game, num_envs=1, vectorization="sync"))
+        first, info = fast.reset(seed=seed)
+        frames = info["episode_frame_number"][0]
+        single = slow.envs[0]
+        fire = "FIRE" in single.unwrapped.get_action_meanings()
+        slow.reset(seed=seed)
+        single.unwrapped._np_random = SimpleNamespace(integers=lambda *_: frames - fire)
+        second, other = slow.reset()
+        assert other["episode_frame_number"][0] == frames
+        return fast, slow, first, second
+
+    @pytest.mark.parametrize("game", ["Breakout", "Pong", "SpaceInvaders", "Seaquest", "Qbert", "MsPacman", "Freeway"])
+    def test_both_kinds_show_the_same(self, game):
+        fast, slow, first, second = self.pair(f"ALE/{game}-v5")
+        assert np.array_equal(first, second)
+        rng, games = np.random.default_rng(1), 0
+        for _ in range(700):
+            action = rng.integers(fast.single_action_space.n, size=1)
+            ours, theirs = fast.step(action), slow.step(action)
+            assert [x.item() for x in ours[1:4]] == [x.item() for x in theirs[1:4]]  # reward, terminated, truncated
+            assert ours[4]["lives"] == theirs[4]["lives"]
+            if ours[2]:  # what the last frame is, they see differently; nobody acts on it
+                games += 1
+                break
+            assert np.array_equal(ours[0], theirs[0])
+        assert games == (game in ("Breakout", "SpaceInvaders", "Seaquest", "Qbert", "MsPacman"))
+
+    @pytest.mark.parametrize("game", ["space_invaders", "breakout"])
+    def test_it_is_the_papers(self, game):
+        """The maximum of the last two of four frames, gray, 84 x 84 by area; four of these, the newest last."""
+        name = game.title().replace("_", "")
+        envs = make_envs(Args(env_id=f"ALE/{name}-v5", num_envs=1))
+        obs, info = envs.reset(seed=5)
+        ale = ALEInterface()
+        ale.setFloat("repeat_action_probability", 0.0)
+        ale.loadROM(roms.get_rom_path(game))
+        ale.reset_game()
+        ale.act(1)  # FIRE, then no-ops
+        for _ in range(info["frame_number"][0] - 1):
+            ale.act(0)
+        first = cv2.resize(ale.getScreenGrayscale(), (84, 84), interpolation=cv2.INTER_AREA)
+        stack = [np.zeros_like(first)] * 3 + [first]
+        rng, differs = np.random.default_rng(2), 0
+        actions = ale.getMinimalActionSet()
+        for _ in range(120):
+            assert np.array_equal(obs[0], np.stack(stack[-4:]))
+            action = rng.integers(len(actions))
+            screens = []
+            for _ in range(4):
+                ale.act(actions[action])
+                screens.append(ale.getScreenGrayscale())
+            pooled = np.maximum(screens[2], screens[3])
+            differs += (pooled != screens[3]).any()
+            stack.append(cv2.resize(pooled, (84, 84), interpolation=cv2.INTER_AREA))
+            obs, *_ = envs.step(np.array([action]))
+        assert differs > 20
+
+    def test_starts(self):
+        """1 to 30 frames of no-ops and FIRE, another number each time; without FIRE, no ball would ever be lost."""
+        envs = make_envs(Args(num_envs=100))
+        _, info = envs.reset(seed=1)
+        assert {*info["frame_number"]} <= {*range(1, 31)}
+        assert len({*info["frame_number"]}) > 20
+        for _ in range(60):
+            *_, info = envs.step(np.zeros(100, np.int64))
+        assert (info["lives"] < 5).all()
+
+    def test_filmed_starts(self):
+        numbers = []
+        envs = make_envs(Args(num_envs=1, vectorization="sync"))
+        for seed in range(40):
+            numbers.append(envs.reset(seed=seed)[1]["frame_number"][0])
+            assert envs.envs[0].get_wrapper_attr("frame_skip") == 4
+        assert {*numbers} <= {*range(2, 32)}
+        assert len({*numbers}) > 15
+        for _ in range(60):
+            *_, info = envs.step(np.zeros(1, np.int64))
+        assert info["lives"] < 5
+
+    def test_the_time_limit_is_108000_frames(self):
+        """A cut, not an end: Breakout waits for ever for who does not fire again."""
+        envs = make_envs(Args(num_envs=1))
+        envs.reset(seed=1)
+        ends = [envs.step(np.zeros(1, np.int64))[2:4] for _ in range(27_000)]
+        terminated, truncated = np.array(ends)[..., 0].T
+        assert not terminated.any()
+        assert np.flatnonzero(truncated).tolist() == [26_999]
+        single = make_envs(Args(num_envs=1, vectorization="sync")).envs[0]
+        assert single.unwrapped.ale.getInt("max_num_frames_per_episode") == 108_000
+
+    @pytest.mark.parametrize("vectorization", ["auto", "sync"])
+    def test_repeated_actions(self, vectorization):
+        """Only where asked for."""
+        endings = {}
+        for probability in (0.0, 0.9):
+            for run in range(2):
+                arguments = Args(num_envs=1, vectorization=vectorization, repeat_action_probability=probability)
+                envs, rng = make_envs(arguments), np.random.default_rng(0)
+                envs.reset(seed=7)
+                for _ in range(60):
+                    obs, *_ = envs.step(rng.integers(4, size=1))
+                endings[probability, run] = obs
+        assert np.array_equal(endings[0.0, 0], endings[0.0, 1])
+        assert not np.array_equal(endings[0.0, 0], endings[0.9, 0])
+
+
+class TestLearningSignal:
+    def test_a_lost_life_is_an_end_for_learning_only(self, recorded):
+        """`Lives`: after steps 2 and 4 of 7. The game goes on, is valid, and counts as one, unclipped."""
+        result = train(env_id="worlds:Lives", **SMALL | {"num_steps": 32, "num_minibatches": 1, "total_timesteps": 256})
+        ends = np.concatenate([args[2] for args in recorded["compute_gae"]])
+        truncated = np.concatenate([args[3] for args in recorded["compute_gae"]])
+        rewards = np.concatenate([args[0] for args in recorded["compute_gae"]])
+        game = [False, True, False, True, False, False, True, False]  # the eighth step resets
+        signs = [1, -1, 1, 0, -1, 1, 1, 0]
+        assert ends.T.tolist() == [game * 8] * 4
+        assert rewards.T.tolist() == [signs * 8] * 4
+        assert rewards.dtype == np.float32
+        assert not truncated.any()
+        batch = recorded["compute_gradient"][0][2]
+        times = batch["obs"].view(-1, 3 * 20 * 30)[:, 0]
+        assert torch.equal(times != 7, batch["valid"])  # step 7 is the last frame, from where only resets lead on
+        assert set(result["episodes"]) == {(106.25, 7)}
+        logged = scalars(result)
+        assert {*logged["charts/episodic_return"].values()} == {106.25}
+        assert {*logged["charts/episodic_length"].values()} == {7}
+
+    def test_rewards_by_their_spread_instead(self, recorded):
+        train(env_id="worlds:Lives", norm_reward=True, **SMALL)
+        rewards = recorded["compute_gae"][-1][0]
+        assert len({*rewards.flatten().tolist()}) > 10
+        ratios = rewards[:, 0] / np.array([*worlds.Lives.rewards, 1])
+        assert (ratios[[0, 1, 2, 4, 5, 6]] > 0).all()
+
+    def test_games(self, recorded):
+        """Breakout, at random: an end at each of five lost lives; the score is of whole games."""
+        arguments = {"num_envs": 8, "num_steps": 256, "update_epochs": 1, "total_timesteps": 2048, "learning_rate": 0.0}
+        result = train(**arguments)
+        ((rewards, _, terminated, truncated, *_),) = recorded["compute_gae"]
+        games = len(result["episodes"])
+        assert games > 4
+        assert not truncated.any()
+        assert 5 * games <= terminated.sum() < 5 * games + 8 * 5
+        assert {*rewards.flatten().tolist()} == {0.0, 1.0}
+        assert max(length for _, length in result["episodes"]) > 60
+        assert sum(score for score, _ in result["episodes"]) > 1.5 * games / 2
+
+    def test_bytes_until_they_are_in_the_network(self, recorded, monkeypatch):
+        """And not divided by anything before. The rollout is there once: minibatches are cut from the array itself."""
+        pointers, made = set(), []
+        index_select, zeros = torch.Tensor.index_select, torch.zeros
+
+        def remember(self, *args):
+            pointers.add(self.untyped_storage().data_ptr())
+            return index_select(self, *args)
+
+        def make(*args, **kwargs):
+            made.append(zeros(*args, **kwargs))
+            return made[-1]
+
+        monkeypatch.setattr(torch.Tensor, "index_select", remember)
+        monkeypatch.setattr(torch, "zeros", make)
+        train(**SMALL)
+        (frames,) = [x for x in made if x.shape == (9, 4, 4 * 84 * 84)]
+        assert pointers == {frames.untyped_storage().data_ptr()}
+        for _, _, batch, *_ in recorded["compute_gradient"]:
+            assert batch["obs"].dtype == torch.uint8
+            assert batch["obs"].max() > 100
+            floats = ("logprobs", "values", "advantages", "returns", "weights")
+            assert all(batch[name].dtype == torch.float32 for name in floats)
+
+    def test_a_rollout_is_never_floats_as_a_whole(self, monkeypatch):
+        sizes, forward = [], nn.Conv2d.forward
+        monkeypatch.setattr(nn.Conv2d, "forward", lambda self, x: sizes.append(len(x)) or forward(self, x))
+        agent = make_agent(network="nature")
+        frames = torch.randint(0, 256, (1100, 4 * 84 * 84), dtype=torch.uint8)
+        with torch.no_grad():
+            features = agent.trunk(frames)
+            assert max(sizes) == 512
+            torch.testing.assert_close(features[1000:], agent.trunk(frames[1000:]), atol=1e-4, rtol=1e-4)
+
+
+def expected_orthogonal(layer, gain):
+    weight = layer.weight.flatten(1)
+    weight = weight if weight.shape[0] < weight.shape[1] else weight.T
+    torch.testing.assert_close(weight @ weight.T, gain**2 * torch.eye(len(weight)), atol=1e-5, rtol=1e-4)
+    assert not layer.bias.any()
+
+
+class TestNetworks:
+    def test_nature(self):
+        agent = make_agent(actions=6)
+        shapes = [tuple(layer.weight.shape) for layer in agent.trunk if hasattr(layer, "weight")]
+        assert shapes == [(32, 4, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3), (512, 3136)]
+        assert [layer.stride for layer in agent.trunk if isinstance(layer, nn.Conv2d)] == [(4, 4), (2, 2), (1, 1)]
+        assert sum(param.numel() for param in agent.trunk.parameters()) == 8_224 + 32_832 + 36_928 + 1_606_144
+        assert sum(param.numel() for param in agent.parameters()) == 1_684_128 + 513 * 7
+
+    def test_impala(self):
+        agent = make_agent(actions=6, network="impala")
+        convs = [layer for layer in agent.trunk.modules() if isinstance(layer, nn.Conv2d)]
+        assert [conv.weight.shape[:2] for conv in convs] == [(16, 4), *[(16, 16)] * 4, (32, 16), *[(32, 32)] * 9]
+        assert all(conv.kernel_size == (3, 3) and conv.padding == (1, 1) for conv in convs)
+        expected = sum(9 * a * b + a for a, b in (conv.weight.shape[:2] for conv in convs)) + 3872 * 256 + 256
+        assert sum(param.numel() for param in agent.trunk.parameters()) == expected == 1_089_232
+        assert sum(param.numel() for param in agent.parameters()) == expected + 257 * 7
+
+    @pytest.mark.parametrize("network", ["nature", "impala"])
+    def test_initialisation(self, network):
+        """Detail 2, in every layer; and one trunk for policy and value (detail 21)."""
+        agent = make_agent(actions=5, network=network)
+        for layer in agent.trunk.modules():
+            if hasattr(layer, "weight"):
+                expected_orthogonal(layer, math.sqrt(2))
+        expected_orthogonal(agent.actor[0], 0.01)
+        expected_orthogonal(agent.critic[0], 1.0)
+        assert len(agent.actor) == len(agent.critic) == 1
+        batch = {"obs": torch.randint(0, 256, (8, 4 * 84 * 84), dtype=torch.uint8)}
+        batch |= {"actions": torch.zeros(8, 1, dtype=torch.int64), "forbidden": torch.zeros(8, 1, 5, dtype=torch.bool)}
+        first = next(agent.trunk.parameters())
+        for output in agent.evaluate(batch)[::2]:  # log-probability and value
+            (gradient,) = torch.autograd.grad(output.sum(), first, retain_graph=True)
+            assert gradient.abs().sum() > 0
+
+    def test_impala_by_its_definition(self):
+        """conv, max-pool, two residual blocks, three times; then ReLU, a layer of 256, ReLU."""
+        agent = make_agent(network="impala")
+        frames = torch.randint(0, 256, (2, 4 * 84 * 84), dtype=torch.uint8)
+        convs = iter(layer for layer in agent.trunk.modules() if isinstance(layer, nn.Conv2d))
+        x = frames.view(2, 4, 84, 84) / 255
+        for _ in range(3):
+            x = torch.max_pool2d(next(convs)(x), 3, 2, 1)
+            for _ in range(2):
+                x = self.block(x, convs)
+        (linear,) = [layer for layer in agent.trunk if isinstance(layer, nn.Linear)]
+        torch.testing.assert_close(agent.trunk(frames), linear(x.relu().flatten(1)).relu(), atol=1e-4, rtol=1e-4)
+
+    def block(self, x, convs):
+        first, second = next(convs), next(convs)
+        return x + second(first(x.relu()).relu())
+
+    def test_pixels_are_divided_by_255(self):
+        """In the network, whatever type they come in; but not what is normalised."""
+        frames = torch.randint(0, 256, (3, 4, 84, 84), dtype=torch.uint8)
+        agent = make_agent()
+        expected = nn.Sequential(*agent.trunk)(frames / 255)
+        for kind in (torch.uint8, torch.float32):
+            torch.testing.assert_close(agent.trunk(frames.flatten(1).to(kind)), expected, atol=1e-4, rtol=1e-4)
+        agent = make_agent(norm_obs=True)
+        x = torch.randn(3, 4, 84, 84)
+        torch.testing.assert_close(agent.trunk(x.flatten(1)), nn.Sequential(*agent.trunk)(x), atol=1e-4, rtol=1e-4)
+
+    @pytest.mark.parametrize("network", ["nature", "impala"])
+    @pytest.mark.parametrize("shape", [(3, 64, 64), (1, 84, 84), (3, 210, 160), (4, 10, 10), (2, 5, 7), (3, 84, 100)])
+    def test_any_size_and_both_orders(self, shape, network):
+        frames = torch.randint(0, 256, (2, *shape), dtype=torch.uint8)
+        first, last = make_agent(shape, network=network), make_agent((*shape[1:], shape[0]), network=network)
+        features = first.trunk(frames.flatten(1))
+        assert features.shape == (2, 512 if network == "nature" else 256)
+        assert (features > 0).any()
+        torch.testing.assert_close(last.trunk(frames.movedim(1, -1).flatten(1)), features, atol=1e-4, rtol=1e-4)
+
+
+class TestPrecision:
+    """bfloat16 for features only, and no more than a rounding."""
+
+    def batch(self, agent):
+        torch.manual_seed(1)
+        batch = {"obs": torch.randint(0, 256, (64, 4 * 84 * 84), dtype=torch.uint8)}
+        batch |= {"actions": torch.randint(4, (64, 1)), "forbidden": torch.zeros(64, 1, 4, dtype=torch.bool)}
+        with torch.no_grad():
+            batch["logprobs"], _, batch["values"] = agent.evaluate(batch)
+        advantages = torch.randn(64)
+        batch |= {
+            "advantages": advantages,
+            "returns": batch["values"] + advantages,
+            "weights": torch.full((64,), 1 / 64),
+        }
+        return batch
+
+    def test_gradients_are_those_of_float32_but_for_rounding(self):
+        agent = make_agent()
+        nn.init.orthogonal_(agent.actor[0].weight)
+        batch, gradients, losses = self.batch(agent), [], []
+        for dtype in (torch.float32, torch.bfloat16):
+            agent.trunk.dtype = dtype
+            gradient, diagnostics = ppo.compute_gradient(agent, [*agent.parameters()], batch, 0.1, Args())
+            assert gradient.dtype == torch.float32
+            assert all(value.dtype == torch.float32 for value in diagnostics.values())
+            gradients.append(gradient)
+            losses.append(diagnostics["policy_loss"] + diagnostics["value_loss"])
+        assert not torch.equal(*gradients)
+        assert torch.cosine_similarity(*gradients, dim=0) > 0.99
+        torch.testing.assert_close(*losses, atol=0.01, rtol=0.02)
+
+    def test_outputs_are_float32(self):
+        agent = make_agent()
+        agent.trunk.dtype = torch.bfloat16
+        assert all(x.dtype == torch.float32 for x in agent.evaluate(self.batch(agent)))
+        assert ppo.numpy_policy(agent)(np.zeros((2, 4 * 84 * 84), np.uint8)).dtype == np.float32
+
+    def test_switch(self, monkeypatch):
+        """On where the processor can, off elsewhere, and off when told so."""
+        for able, wanted, expected in ((1, 1, torch.bfloat16), (1, 0, torch.float32), (0, 1, torch.float32)):
+            monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda able=able: bool(able))
+            result = train(env_id="worlds:Pixel1", bf16=bool(wanted), **SMALL)
+            assert result["agent"].trunk.dtype == expected
+
+    @pytest.mark.parametrize("bf16", [True, False])
+    def test_learns_with_and_without(self, bf16, monkeypatch):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+        agent = learn("Pixel5", 1, bf16=bf16)
+        assert probability(agent, 1, 1) > 0.95
+        assert probability(agent, -1, 0) > 0.95
+
+
+def learn(env_id, seed, **changes):
+    settings = {"total_timesteps": 4096, "num_envs": 8, "num_steps": 16, "learning_rate": 1e-3, "gamma": GAMMA}
+    return train(env_id=f"worlds:{env_id}", seed=seed, clip_coef=0.2, **settings | changes)["agent"]
+
+
+def outputs(agent, x):
+    frame = torch.from_numpy(worlds.square(x)).flatten()[None]
+    with torch.no_grad():
+        features = agent.trunk(frame)
+        return agent.actor(features)[0], agent.critic(features).item()
+
+
+def value(agent, x):
+    return outputs(agent, x)[1]
+
+
+def probability(agent, x, action):
+    return outputs(agent, x)[0].softmax(-1)[action].item()
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+class TestProbes:
+    """As in test_probes.py, seen as squares from black (-1) to white (1)."""
+
+    def test_1_value_of_a_constant(self, seed):
+        assert value(learn("Pixel1", seed), 0) == pytest.approx(1, abs=0.05)
+
+    def test_2_value_of_an_observation(self, seed):
+        agent = learn("Pixel2", seed)
+        assert value(agent, 1) == pytest.approx(1, abs=0.1)
+        assert value(agent, -1) == pytest.approx(-1, abs=0.1)
+
+    def test_3_discounting(self, seed):
+        agent = learn("Pixel3", seed)
+        assert value(agent, 0) == pytest.approx(GAMMA, abs=0.05)
+        assert value(agent, 1) == pytest.approx(1, abs=0.05)
+
+    def test_4_action(self, seed):
+        assert probability(learn("Pixel4", seed), 0, 1) > 0.95
+
+    def test_5_action_for_an_observation(self, seed):
+        agent = learn("Pixel5", seed)
+        assert probability(agent, 1, 1) > 0.95
+        assert probability(agent, -1, 0) > 0.95
+        assert value(agent, 1) == pytest.approx(1, abs=0.15)
+
+    def test_6_a_time_limit_is_no_end(self, seed):
+        agent = learn("Pixel6", seed, clip_vloss=False)
+        assert value(agent, 0) == pytest.approx(1 / (1 - GAMMA), abs=0.5)
+
+    def test_7_an_end_is_one(self, seed):
+        agent = learn("Pixel7", seed, clip_vloss=False, total_timesteps=8192)
+        for step in range(5):
+            expected = sum(GAMMA**k for k in range(5 - step))
+            assert value(agent, step / 5) == pytest.approx(expected, abs=0.3), step
+
+
+class TestRuns:
+    @pytest.mark.parametrize("env_id", ["worlds:Lives", "worlds:ChannelsLast", "worlds:Images"])
+    @pytest.mark.parametrize("network", ["nature", "impala"])
+    def test_environments_of_ones_own(self, env_id, network):
+        result = train(env_id=env_id, network=network, **SMALL)
+        assert result["global_step"] == 96
+
+    def test_same_seed_same_run(self):
+        first, second = (train(**SMALL) for _ in range(2))
+        assert torch.equal(parameters(first), parameters(second))
+        assert not torch.equal(parameters(first), parameters(train(**SMALL, seed=2)))
+
+    def test_resume_and_evaluate(self):
+        """The same game, network and precision, from where it was."""
+        result = train(network="impala", num_envs=2, num_steps=8, num_minibatches=1, total_timesteps=32)
+        saved = load_checkpoint(str(result["run_dir"]))
+        more = ppo.train(parse_args(["--resume", str(result["run_dir"]), "--total-timesteps", "48"]))
+        assert more["global_step"] == 48
+        assert saved["agent"].keys() == more["agent"].state_dict().keys()
+        results = evaluate(parse_args(["--evaluate", str(result["run_dir"]), "--eval-episodes", "1"]))
+        assert results[0][1] > 60
+
+    def test_normalised_frames(self, recorded):
+        """In place of dividing by 255: by their own mean and deviation."""
+        result = train(env_id="worlds:Pixel2", norm_obs=True, **SMALL)
+        for _, _, batch, *_ in recorded["compute_gradient"]:
+            assert batch["obs"].dtype == torch.float32
+            assert batch["obs"].abs().max() < 11
+        assert result["stats"]["obs"].mean.shape == (84 * 84,)
+        evaluate(parse_args(["--evaluate", str(result["run_dir"]), "--eval-episodes", "1"]))
+
+    def test_film(self, tmp_path):
+        """In colour and whole, of what the policy saw in gray and small."""
+        from moviepy import VideoFileClip
+
+        result = train(**SMALL)
+        args = ["--evaluate", str(result["run_dir"]), "--eval-episodes", "1", "--capture-video"]
+        ((_, length),) = evaluate(parse_args(args))
+        (video,) = tmp_path.glob("videos/**/*.mp4")
+        with VideoFileClip(str(video)) as clip:
+            assert clip.size == [160, 210]
+            assert abs(clip.n_frames - length) <= 2
+            frame = clip.get_frame(1)
+            assert frame.std(axis=-1).max() > 20  # colours
+
+    def test_compiled(self):
+        result = train(env_id="worlds:Pixel1", compile=True, **SMALL)
+        plain = train(env_id="worlds:Pixel1", **SMALL)
+        torch.testing.assert_close(parameters(result), parameters(plain), atol=2e-3, rtol=0)
+
+
+MISTAKES = {
+    "vectors": ({"env_id": "CartPole-v1"}, "use ppo.py"),
+    "continuous actions": ({"env_id": "Pendulum-v1"}, "use ppo_continuous.py"),
+    "both": ({"env_id": "CarRacing-v3"}, "needed are vectors or uint8 images, and choices or a Box of floats"),
+    "misspelt": ({"env_id": "ALE/Brekout-v5"}, "Did you mean: `Breakout`?"),
+    "no such game": ({"env_id": "TetrisForeverNoFrameskip-v4"}, "TetrisForever"),
+    "probability": ({"repeat_action_probability": 1.5}, "--repeat-action-probability must be from 0.0 to 0.99"),
+    "no bytes": ({"env_id": "worlds:FloatPixels"}, "use ppo.py"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_gets_one_line(name, capsys):
+    changes, message = MISTAKES[name]
+    with pytest.raises(SystemExit) as stopped:
+        train(**changes)
+    assert stopped.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("ppo_atari.py: error: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
