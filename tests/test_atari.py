@@ -148,12 +148,12 @@ class TestPreprocessing:
 
     def test_starts(self):
         """1 to 30 frames of no-ops and FIRE, another number each time; without FIRE, no ball would ever be lost."""
-        envs = make_envs(Args(num_envs=100))
+        envs = make_envs(Args(num_envs=40))
         _, info = envs.reset(seed=1)
         assert {*info["frame_number"]} <= {*range(1, 31)}
-        assert len({*info["frame_number"]}) > 20
+        assert len({*info["frame_number"]}) > 12
         for _ in range(60):
-            *_, info = envs.step(np.zeros(100, np.int64))
+            *_, info = envs.step(np.zeros(40, np.int64))
         assert (info["lives"] < 5).all()
 
     def test_filmed_starts(self):
@@ -169,15 +169,14 @@ class TestPreprocessing:
         assert info["lives"] < 5
 
     def test_the_time_limit_is_108000_frames(self):
-        """A cut, not an end: Breakout waits for ever for who does not fire again."""
-        envs = make_envs(Args(num_envs=1))
-        envs.reset(seed=1)
-        ends = [envs.step(np.zeros(1, np.int64))[2:4] for _ in range(27_000)]
-        terminated, truncated = np.array(ends)[..., 0].T
-        assert not terminated.any()
-        assert np.flatnonzero(truncated).tolist() == [26_999]
+        """Of the emulator, and a cut, not an end."""
+        assert make_envs(Args(num_envs=1)).spec.kwargs["max_num_frames_per_episode"] == 108_000
         single = make_envs(Args(num_envs=1, vectorization="sync")).envs[0]
         assert single.unwrapped.ale.getInt("max_num_frames_per_episode") == 108_000
+        envs = gym.make_vec("ALE/Breakout-v5", 1, max_num_frames_per_episode=41, noop_max=1)
+        envs.reset(seed=1)
+        ends = [np.ravel(envs.step(np.zeros(1, np.int64))[2:4]).tolist() for _ in range(11)]
+        assert ends == [[False, False]] * 10 + [[False, True]]
 
     @pytest.mark.parametrize("vectorization", ["auto", "sync"])
     def test_repeated_actions(self, vectorization):
@@ -219,7 +218,7 @@ class TestLearningSignal:
     def test_rewards_by_their_spread_instead(self, recorded):
         train(env_id="worlds:Lives", norm_reward=True, **SMALL)
         rewards = recorded["compute_gae"][-1][0]
-        assert len({*rewards.flatten().tolist()}) > 10
+        assert len({*rewards[:, 0].tolist()}) == 7  # six rewards and none
         ratios = rewards[:, 0] / np.array([*worlds.Lives.rewards, 1])
         assert (ratios[[0, 1, 2, 4, 5, 6]] > 0).all()
 
@@ -406,7 +405,7 @@ class TestPrecision:
 
 
 def learn(env_id, seed, **changes):
-    settings = {"total_timesteps": 4096, "num_envs": 8, "num_steps": 16, "learning_rate": 1e-3, "gamma": GAMMA}
+    settings = {"total_timesteps": 2048, "num_envs": 8, "num_steps": 16, "learning_rate": 1e-3, "gamma": GAMMA}
     return train(env_id=f"worlds:{env_id}", seed=seed, clip_coef=0.2, **settings | changes)["agent"]
 
 
@@ -456,14 +455,14 @@ class TestProbes:
         assert value(agent, 0) == pytest.approx(1 / (1 - GAMMA), abs=0.5)
 
     def test_7_an_end_is_one(self, seed):
-        agent = learn("Pixel7", seed, clip_vloss=False, total_timesteps=8192)
+        agent = learn("Pixel7", seed, clip_vloss=False)
         for step in range(5):
             expected = sum(GAMMA**k for k in range(5 - step))
             assert value(agent, step / 5) == pytest.approx(expected, abs=0.3), step
 
 
 class TestRuns:
-    @pytest.mark.parametrize("env_id", ["worlds:Lives", "worlds:ChannelsLast", "worlds:Images"])
+    @pytest.mark.parametrize("env_id", ["worlds:Lives", "worlds:ChannelsLast"])
     @pytest.mark.parametrize("network", ["nature", "impala"])
     def test_environments_of_ones_own(self, env_id, network):
         result = train(env_id=env_id, network=network, **SMALL)

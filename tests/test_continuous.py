@@ -455,12 +455,12 @@ def test_two_processes(tmp_path):
     raw = first["parts"][0] + second["parts"][0]
     torch.testing.assert_close(first["steps"][0], raw * min(1, 0.5 / raw.norm().item()), rtol=1e-4, atol=1e-7)
     saved = load_checkpoint(str(tmp_path / first["run_dir"]))["stats"]
-    for i, ndim in enumerate((2, 1)):
+    for part, ndim in (("obs", 2), ("return", 1)):
         everything = np.concatenate([x for seen in (first, second) for x in seen["updates"] if x.ndim == ndim])
         everything = everything.astype(np.float64)
-        assert saved[i]["count"] == len(everything)
-        np.testing.assert_allclose(saved[i]["mean"], everything.mean(0), rtol=1e-9)
-        np.testing.assert_allclose(saved[i]["var"], everything.var(0), rtol=1e-9)
+        assert saved[part]["count"] == len(everything)
+        np.testing.assert_allclose(saved[part]["mean"], everything.mean(0), rtol=1e-9)
+        np.testing.assert_allclose(saved[part]["var"], everything.var(0), rtol=1e-9)
     for name in ("mean", "var", "count"):
         assert np.array_equal(first["stats"][name], second["stats"][name])
 

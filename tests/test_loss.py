@@ -219,7 +219,7 @@ def test_compiled_and_eager_updates_agree(monkeypatch):
             Args(env_id="worlds:Masked", total_timesteps=192, num_steps=16, anneal_clip=True, compile=compiled)
         )
         runs.append(torch.cat([param.flatten() for param in result["agent"].parameters()]))
-    assert compiled_functions == [compute_gradient]
+    assert compute_gradient in compiled_functions
     start = ppo.train(Args(env_id="worlds:Masked", total_timesteps=64, num_steps=16, learning_rate=0.0))["agent"]
     start = torch.cat([param.flatten() for param in start.parameters()])
     assert (runs[0] - start).abs().max() > 1e-3

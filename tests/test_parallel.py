@@ -263,16 +263,16 @@ class TestNumbers:
     def test_normalisation_of_a_run(self, watched):
         """Its statistics are those of all observations and returns of both processes, each counted once."""
         first, second = (seen["normed"] for seen in watched[2])
-        for i, ndim in enumerate((2, 1)):
+        for part, ndim in (("obs", 2), ("return", 1)):
             updates = [x for seen in (first, second) for x in seen["updates"] if x.ndim == ndim]
             everything = np.concatenate(updates, dtype=np.float64)
-            saved = {name: x.numpy() for name, x in first["saved"][i].items()}
+            saved = {name: x.numpy() for name, x in first["saved"][part].items()}
             assert saved["count"] == len(everything)
             np.testing.assert_allclose(saved["mean"], everything.mean(0), rtol=1e-9)
             np.testing.assert_allclose(saved["var"], everything.var(0), rtol=1e-9)
         for name in ("mean", "var", "count"):
             assert np.array_equal(first["stats"][name], second["stats"][name])
-            assert np.array_equal(first["stats"][name], first["saved"][0][name].numpy())
+            assert np.array_equal(first["stats"][name], first["saved"]["obs"][name].numpy())
 
     def test_logged_are_all_samples(self, watched):
         """Losses of both processes' valid samples, and all episodes; at the first update, with ratios of 1."""
@@ -378,7 +378,7 @@ def test_two_go_on_with_the_run_of_one(tmp_path):
     first, second = returned(tmp_path)
     for found in (first, second):
         found_as_saved(found, saved)
-        for before, stats in zip(found["stats"], saved["stats"], strict=True):
+        for before, stats in zip(found["stats"], saved["stats"].values(), strict=True):
             assert all(np.array_equal(before[name], x.numpy()) for name, x in stats.items())
         assert (found["steps"], found["updates"]) == (8 * BATCH, 4 * 16)
     assert torch.equal(first["new parameters"], second["new parameters"])
