@@ -965,8 +965,9 @@ def train(args: Args) -> dict[str, Any]:
                 next_obs, reward, terminated[t], truncated[t], info = envs.step(env_action)
                 valid[t] = ~ended  # else this step only reset, and ignored its action
                 ended = terminated[t] | truncated[t]
-                terminated[t] |= info.get("lives", lives) < lives  # an end, but only for learning (detail 16)
-                lives = info.get("lives", lives)
+                left = np.where(info.get("_lives", "lives" in info), info.get("lives", lives), lives)
+                terminated[t] |= left < lives  # an end, but only for learning (detail 16)
+                lives = left
                 observe(t + 1, next_obs, info)
             except Exception as error:
                 fail(f"{args.env_id} failed after step {global_step + t * args.num_envs}: {describe(error)}")

@@ -102,12 +102,16 @@ def summary(results: list[dict]) -> tuple[float, float]:
 
 
 def curves(axes, name: str, color: str, label: str) -> None:
-    """The seeds of one row of RUNS, thin, and their mean."""
+    """The seeds of one row of RUNS, thin, and their mean where all ran for as many steps."""
     results = json.loads((HERE / "results" / f"learning_{name}.json").read_text())["runs"]
     columns = list(zip(*[result["curve"] for result in results], strict=True))
     values = [sorted(value for _, value in column if value is not None) for column in columns]
+    together = len({column[0] for column in columns[-1]}) == 1
     for result in results:
-        axes.plot(*zip(*result["curve"], strict=True), color=color, alpha=0.25, linewidth=0.8)
+        width = {"alpha": 0.25, "linewidth": 0.8} if together else {"label": f"seed {result['seed']}"}
+        axes.plot(*zip(*result["curve"], strict=True), color=color if together else None, **width)
+    if not together:
+        return
     means = [statistics.mean(column) if column else math.nan for column in values]
     axes.plot([column[0][0] for column in columns], means, color=color, linewidth=2, label=f"{label} ({len(results)})")
 
@@ -117,16 +121,21 @@ def plot() -> None:
 
     discrete = [name for name, (command, _) in RUNS.items() if command.startswith("ppo.py")]
     continuous = [name for name in RUNS if f"{name}-fast" in RUNS]
-    for file, names, shape in (("learning", discrete, (2, 2)), ("learning_continuous", continuous, (2, 3))):
-        figure, all_axes = plt.subplots(*shape, figsize=(5 * shape[1], 6.5), layout="constrained")
+    for file, names, shape in (
+        ("learning", discrete, (2, 2)),
+        ("learning_continuous", continuous, (2, 3)),
+        ("learning_atari", ["Pong", "Breakout"], (1, 2)),
+    ):
+        figure, all_axes = plt.subplots(*shape, figsize=(5 * shape[1], 3.25 * shape[0]), layout="constrained")
         for axes in all_axes.flat[len(names) :]:
             axes.axis("off")
         for axes, name in zip(all_axes.flat, names, strict=False):
-            curves(axes, name, "C0", "mean of the seeds" if names is discrete else "defaults")
+            curves(axes, name, "C0", "defaults" if names is continuous else "mean of the seeds")
             if f"{name}-fast" in RUNS:
                 curves(axes, f"{name}-fast", "C1", "fast recipe")
             target = RUNS[name][1]
-            axes.axhline(target, color="0.4", linestyle=":", label=f"target {target}")
+            if target is not None:
+                axes.axhline(target, color="0.4", linestyle=":", label=f"target {target}")
             axes.set(title=name, xlabel="environment steps", ylabel="episodic return")
             axes.legend(loc="lower right")
             axes.grid(alpha=0.2)

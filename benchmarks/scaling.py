@@ -2,8 +2,9 @@
 
     python benchmarks/scaling.py                  # ppo.py on CartPole-v1
     python benchmarks/scaling.py Hopper-v5        # ppo_continuous.py, with gymnasium's environments and EnvPool's
+    python benchmarks/scaling.py BreakoutNoFrameskip-v4     # ppo_atari.py
 
-Rollouts of 128 steps, in 4 minibatches (CartPole) or 8 (Hopper), so minibatches grow with the number of environments.
+Rollouts of 128 steps, in 4 minibatches (Hopper: 8), so minibatches grow with the number of environments.
 Each figure is the median over `--rounds` runs, in turns; speed is the steady state (see `speed.py`), memory the largest
 resident set of the process. Results: `benchmarks/results/scaling_*.json`.
 """
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from speed import HERE, steady_speed
 
-HOPPER = "ppo_continuous.py --env-id Hopper-v5 --num-steps 128 --num-minibatches 8 --compile"
+HOPPER = "ppo_continuous.py --num-steps 128 --num-minibatches 8 --compile"
 # environment: numbers of environments, least number of steps, and columns: {name: script and arguments}
 TABLES = {
     "CartPole-v1": (
@@ -31,14 +32,19 @@ TABLES = {
         20_000,
         {"gymnasium": HOPPER, "EnvPool": f"{HOPPER} --vectorization envpool"},
     ),
+    "BreakoutNoFrameskip-v4": (
+        [1, 8, 32, 128],
+        9_216,
+        {"ppo_atari.py": "ppo_atari.py", "ppo_atari.py --no-bf16": "ppo_atari.py --no-bf16"},
+    ),
 }
 
 
-def run(command: str, num_envs: int, steps: int) -> tuple[float, float]:
+def run(env_id: str, command: str, num_envs: int, steps: int) -> tuple[float, float]:
     """Steady steps per second, and MiB."""
     script, *args = command.split()
     with tempfile.TemporaryDirectory() as folder:
-        args += ["--num-envs", str(num_envs), "--total-timesteps", str(steps)]
+        args += ["--env-id", env_id, "--num-envs", str(num_envs), "--total-timesteps", str(steps)]
         child = os.fork()
         if child == 0:
             os.chdir(folder)
@@ -59,7 +65,7 @@ def main() -> None:
     for _ in range(args.rounds):
         for n in numbers:
             for name, command in columns.items():
-                results[name][n].append(run(command, n, max(least_steps, 128 * n * 9)))
+                results[name][n].append(run(args.env_id, command, n, max(least_steps, 128 * n * 9)))
                 print(name, n, results[name][n][-1], flush=True)
     first, second = columns
     print(f"| environments | {first}, steps per second | {second} | memory, MiB | {second} |")

@@ -4,6 +4,7 @@
     python benchmarks/speed.py                  # steady steps per second, then whole commands: 20 minutes
     python benchmarks/speed.py --rounds 3 --commands 0
     python benchmarks/speed.py Hopper-v5 --rounds 3
+    python benchmarks/speed.py BreakoutNoFrameskip-v4 --rounds 5
     python benchmarks/speed.py HalfCheetah-v5 Walker2d-v5 --rounds 3     # defaults and fast recipe alone
 
 Steady state is the speed from the first third of a run on, so imports and compilation don't count. A whole command is
@@ -45,6 +46,12 @@ CONTENDERS = {
         "ppo_continuous.py --compile": (f"{CONTINUOUS} --compile", 81_920),
         "ppo_continuous.py, fast recipe": (f"{CONTINUOUS} {FAST}", 307_200),
         "Stable-Baselines3, fast recipe's hyperparameters": (f"{SB3} {RECIPE}", 81_920),
+    },
+    "BreakoutNoFrameskip-v4": {
+        "Stable-Baselines3": ("sb3.py --atari --num-envs 8 --clip-coef 0.1", 9_216),
+        "ppo_atari.py": ("ppo_atari.py", 27_648),
+        "ppo_atari.py --no-bf16": ("ppo_atari.py --no-bf16", 18_432),
+        "ppo_atari.py --network impala": ("ppo_atari.py --network impala", 6_144),
     },
 }
 for env_id in ("HalfCheetah-v5", "Walker2d-v5", "InvertedPendulum-v5", "Pendulum-v1"):

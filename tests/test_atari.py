@@ -215,6 +215,14 @@ class TestLearningSignal:
         assert {*logged["charts/episodic_return"].values()} == {106.25}
         assert {*logged["charts/episodic_length"].values()} == {7}
 
+    def test_lives_that_are_not_told_are_not_lost(self, recorded):
+        """`SomeLives`: what half of the environments tell says nothing of the others."""
+        train(env_id="worlds:SomeLives", **SMALL)
+        ends = recorded["compute_gae"][0][2].T.tolist()
+        even = [False, True, False, True, False, False, True, False]
+        odd = [False, False, True, False, True, False, True, False]
+        assert sorted(ends) == sorted([even, odd] * 2)
+
     def test_rewards_by_their_spread_instead(self, recorded):
         train(env_id="worlds:Lives", norm_reward=True, **SMALL)
         rewards = recorded["compute_gae"][-1][0]

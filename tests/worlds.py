@@ -3,6 +3,7 @@
 Used as `--env-id worlds:NAME`.
 """
 
+import itertools
 import random
 import time
 from typing import ClassVar
@@ -373,6 +374,18 @@ class Lives(World):
 
     def reward(self, action):
         return self.rewards[self.t]
+
+
+class SomeLives(Lives):
+    """Every second environment tells its lives in even steps, the others in odd ones."""
+
+    numbers: ClassVar = itertools.count()
+
+    def __init__(self):
+        self.number = next(self.numbers)
+
+    def info(self):
+        return super().info() if (self.number + self.t) % 2 == 0 else {}
 
 
 class ChannelsLast(Lives):
