@@ -320,6 +320,15 @@ class TestNetworks:
             (gradient,) = torch.autograd.grad(output.sum(), first, retain_graph=True)
             assert gradient.abs().sum() > 0
 
+    def test_nature_by_its_definition(self):
+        agent = make_agent()
+        frames = torch.randint(0, 256, (2, 4 * 84 * 84), dtype=torch.uint8)
+        *convs, linear = (layer for layer in agent.trunk if hasattr(layer, "weight"))
+        x = frames.view(2, 4, 84, 84) / 255
+        for conv, stride in zip(convs, (4, 2, 1), strict=True):
+            x = nn.functional.conv2d(x, conv.weight, conv.bias, stride).relu()
+        torch.testing.assert_close(agent.trunk(frames), linear(x.flatten(1)).relu(), atol=1e-4, rtol=1e-4)
+
     def test_impala_by_its_definition(self):
         """conv, max-pool, two residual blocks, three times; then ReLU, a layer of 256, ReLU."""
         agent = make_agent(network="impala")
