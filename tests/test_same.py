@@ -31,15 +31,15 @@ VARIANTS = {
         "pick_device": ("auto may be a GPU", 1),
         "check_args": ("the games' randomness", 1),
         "FireReset": ("games that can be filmed", 3),
-        "FireReset.reset": ("games that can be filmed", 7),
-        "make_envs": ("games by their names, its name", 11),
+        "FireReset.reset": ("games that can be filmed", 5),
+        "make_envs": ("games by their names, its name", 12),
         "Residual": ("a network for pixels", 3),
         "Residual.forward": ("a network for pixels", 2),
         "Trunk": ("a network for pixels", 4),
         "Trunk.__init__": ("a network for pixels", 13),
         "Trunk.forward": ("a network for pixels", 6),
         "Agent.__init__": ("shared features", 3),
-        "train": ("lives, signs of rewards, bytes, precision, threads", 9),
+        "train": ("lives, signs of rewards, bytes, precision, threads", 10),
     },
 }
 
