@@ -255,7 +255,7 @@ def make_envs(args: Args, **kwargs: Any) -> gym.vector.VectorEnv:
     film = "render_mode" in kwargs
     try:
         if mode == "envpool":
-            envs = EnvPool(args.env_id, args.num_envs)
+            envs = EnvPool(args.env_id, args.num_envs, **kwargs)
         else:
             envs = gym.make_vec(args.env_id, args.num_envs, vectorization_mode=mode, **kwargs)
     except (gym.error.Error, ImportError) as error:

@@ -178,7 +178,7 @@ class TestPreprocessing:
         ends = [np.ravel(envs.step(np.zeros(1, np.int64))[2:4]).tolist() for _ in range(11)]
         assert ends == [[False, False]] * 10 + [[False, True]]
 
-    @pytest.mark.parametrize("vectorization", ["auto", "sync"])
+    @pytest.mark.parametrize("vectorization", ["auto", "sync", "envpool"])
     def test_repeated_actions(self, vectorization):
         """Only where asked for."""
         endings = {}
