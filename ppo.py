@@ -73,7 +73,7 @@ class Args:
     exp_name: str = Path(__file__).stem
     """name of the experiment; part of the run folder's name, so give variants names of their own"""
     seed: int = 1
-    """seed of everything random; on a CPU the same seed gives the same run, bit for bit"""
+    """seed of everything random; on a CPU the same seed, with as many threads, gives the same run, bit for bit"""
     torch_deterministic: bool = True
     """let PyTorch use only algorithms that repeat exactly; on a CPU they do anyway"""
     cuda: bool = True
@@ -105,7 +105,7 @@ class Args:
     vectorization: Literal["auto", "sync", "async", "vector_entry_point", "envpool"] = "auto"
     """sync steps one environment after the other, async in a process each (for slow environments),
     vector_entry_point in the environment's own vector version, envpool in C++ threads (needs EnvPool, which has
-    classic control, Box2D and MuJoCo); auto is the environment's own version where it exists, else sync"""
+    classic control, Box2D, MuJoCo and Atari); auto is the environment's own version where it exists, else sync"""
     total_timesteps: int = 500_000
     """environment steps of the whole run, over all environments; rounded down to whole iterations"""
     stop_return: float | None = None
@@ -619,7 +619,7 @@ def play(source: str | io.BytesIO, args: Args, episodes: int, film: str = "", ma
         while not (ended or stop_signals or length >= max_steps):
             try:
                 if length == 0:
-                    obs, info = envs.reset(seed=args.seed if episode == 0 else None)
+                    obs, info = envs.reset(seed=args.seed % 2**31 if episode == 0 else None)
                 obs = obs_stats.normalize(obs.reshape(1, -1)) if args.norm_obs else obs.reshape(1, -1)
                 outputs = policy(obs.astype(np.float32))
                 actions = sample_actions(outputs, forbidden_choices(info, agent.missing, ended), agent.noise(rng, 1))
@@ -946,17 +946,16 @@ def train(args: Args) -> dict[str, Any]:
                 minibatch = {name: x[i] for name, x in epoch.items()}
                 minibatch["obs"] = batch["obs"].index_select(0, order[i])
                 grad, diagnosis = gradient(agent, params, minibatch, clip_coef, args)
-                diagnostics.append(diagnosis)
+                diagnostics.append(torch.stack([*diagnosis.values()]))
                 state = [flat], [grad], [adam_mean], [adam_square], [], [adam_step]
                 adam(*state, lr=learning_rate, fused=True, **adam_options)
             if args.target_kl is not None:  # detail c
-                epoch_kl = torch.stack([past["approx_kl"] for past in diagnostics[-args.num_minibatches :]]).mean()
-                if all_sum(epoch_kl) > args.target_kl:
+                latest = all_sum(torch.stack(diagnostics[-args.num_minibatches :]).mean(0))
+                if latest[[*diagnosis].index("approx_kl")] > args.target_kl:
                     break
 
         # Log: means over the minibatches, and statistics of the batch's valid samples
-        sums = all_sum(torch.stack([torch.stack([*past.values()]) for past in diagnostics]).mean(0))
-        losses = dict(zip(diagnostics[0], sums, strict=True))
+        losses = dict(zip(diagnosis, all_sum(torch.stack(diagnostics).mean(0)), strict=True))
         losses["grad_norm"] /= world_size  # of which each process has the whole, not a part
         weights = batch["valid"] / all_sum(batch["valid"].sum()).clamp(min=1)
         samples = torch.stack([batch["advantages"], batch["returns"], batch["returns"] - batch["values"]])

@@ -17,7 +17,7 @@ components of an action.
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#     "gymnasium[atari]==1.4.0",
+#     "ale-py==0.12.1", "gymnasium==1.4.0", "opencv-python-headless==5.0.0.93",
 #     "numpy==2.4.6",
 #     "tensorboard==2.21.0",
 #     "torch==2.13.0",
@@ -74,7 +74,7 @@ class Args:
     exp_name: str = Path(__file__).stem
     """name of the experiment; part of the run folder's name, so give variants names of their own"""
     seed: int = 1
-    """seed of everything random; on a CPU the same seed gives the same run, bit for bit"""
+    """seed of everything random; on a CPU the same seed, with as many threads, gives the same run, bit for bit"""
     torch_deterministic: bool = True
     """let PyTorch use only algorithms that repeat exactly; on a CPU they do anyway"""
     cuda: bool = True
@@ -106,7 +106,7 @@ class Args:
     vectorization: Literal["auto", "sync", "async", "vector_entry_point", "envpool"] = "auto"
     """sync steps one environment after the other, async in a process each (for slow environments),
     vector_entry_point in the environment's own vector version, envpool in C++ threads (needs EnvPool, which has
-    classic control, Box2D and MuJoCo); auto is the environment's own version where it exists, else sync"""
+    classic control, Box2D, MuJoCo and Atari); auto is the environment's own version where it exists, else sync"""
     repeat_action_probability: float = 0.0
     """how often a game repeats the last action instead of the new one: 0 in most papers, 0.25 is less predictable"""
     network: Literal["nature", "impala"] = "nature"
@@ -255,7 +255,7 @@ class EnvPool(gym.vector.VectorEnv):
 
 
 class FireReset(gym.Wrapper):
-    """A game begins with FIRE (detail 18), before the no-ops, as in ale-py's vector environment."""
+    """A game begins with FIRE (detail 17), before the no-ops, as in ale-py's vector environment."""
 
     def reset(self, **kwargs: Any) -> tuple:
         obs, info = super().reset(**kwargs)
@@ -273,7 +273,7 @@ def make_envs(args: Args, **kwargs: Any) -> gym.vector.VectorEnv:
         sys.path.append(os.getcwd())
     mode = None if args.vectorization == "auto" else args.vectorization  # None: gymnasium chooses as our `auto` does
     film = "render_mode" in kwargs
-    game = re.sub(r"(?:ALE/)?(\w+?)(?:NoFrameskip)?-v\d", r"ALE/\1-v5", args.env_id)
+    game = re.sub(r"^(?:ale_py:)?(?:ALE/)?(\w+?)(?:NoFrameskip)?(?:-v\d)?$", r"ALE/\1-v5", args.env_id)
     if game in gym.registry:
         args = replace(args, env_id=game)
         kwargs["repeat_action_probability"] = args.repeat_action_probability
@@ -282,7 +282,7 @@ def make_envs(args: Args, **kwargs: Any) -> gym.vector.VectorEnv:
             wrappers = [FireReset, gym.wrappers.AtariPreprocessing, stack, *kwargs.get("wrappers", [])]
             kwargs |= {"frameskip": 1, "wrappers": wrappers}
         elif mode != "envpool":
-            kwargs["reward_clipping"] = False  # details 14 to 20 in C++, less the signs
+            kwargs["reward_clipping"] = False  # the rest of details 14 to 20 is done in C++
     try:
         if mode == "envpool":
             envs = EnvPool(args.env_id, args.num_envs, **kwargs)
@@ -387,7 +387,7 @@ class Residual(nn.Sequential):
 
 class Trunk(nn.Sequential):
     """From frames (M, O) to features (M, F): the Nature CNN (Mnih et al., 2015; detail 21), or that of IMPALA (Espeholt
-    et al., 2018). Frames are `shape`, with the channels first or last; those of other sizes are brought to 84 x 84."""
+    et al., 2018). Frames are `shape`; the least of it are the channels. Other sizes are brought to 84 x 84."""
 
     def __init__(self, shape: tuple[int, int, int], args: Args):
         self.shape, self.dtype, self.scale = shape, torch.float32, 1 if args.norm_obs else 1 / 255  # detail 22
@@ -420,7 +420,7 @@ class Agent(nn.Module):
     def __init__(self, envs: gym.vector.VectorEnv, args: Args):
         super().__init__()
         space = envs.single_action_space
-        self.trunk = Trunk(envs.single_observation_space.shape, args)
+        self.trunk = Trunk((1, *envs.single_observation_space.shape)[-3:], args)
         sizes = (self.trunk[-2].out_features,)
         choices = np.ravel(getattr(space, "nvec", np.full(space.shape, 2 if space.shape else space.n)))
         self.missing = np.arange(choices.max()) >= choices[:, None]  # (C, K): of components with less than K choices
@@ -683,7 +683,7 @@ def play(source: str | io.BytesIO, args: Args, episodes: int, film: str = "", ma
         while not (ended or stop_signals or length >= max_steps):
             try:
                 if length == 0:
-                    obs, info = envs.reset(seed=args.seed if episode == 0 else None)
+                    obs, info = envs.reset(seed=args.seed % 2**31 if episode == 0 else None)
                 obs = obs_stats.normalize(obs.reshape(1, -1)) if args.norm_obs else obs.reshape(1, -1)
                 outputs = policy(obs.astype(np.float32))
                 actions = sample_actions(outputs, forbidden_choices(info, agent.missing, ended), agent.noise(rng, 1))
@@ -824,8 +824,8 @@ def train(args: Args) -> dict[str, Any]:
     atexit.register(envs.close)  # also after an error, so that the processes of async environments end quietly
     obs_size = gym.spaces.flatdim(envs.single_observation_space)
     agent = Agent(envs, args).to(device)
-    in_hardware = torch.cuda.is_bf16_supported if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported
-    agent.trunk.dtype = torch.bfloat16 if args.bf16 and in_hardware() else torch.float32
+    bf16 = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    agent.trunk.dtype = torch.bfloat16 if args.bf16 and bf16 else torch.float32
     params = list(agent.parameters())
     flat = nn.utils.parameters_to_vector(params).detach()  # one tensor, of which the parameters become views: clipping
     nn.utils.vector_to_parameters(flat, params)  # and Adam then touch one instead of twelve, a tenth off an update
@@ -972,7 +972,7 @@ def train(args: Args) -> dict[str, Any]:
             except Exception as error:
                 fail(f"{args.env_id} failed after step {global_step + t * args.num_envs}: {describe(error)}")
             rewards[t] = reward
-            np.sign(rewards[t], out=rewards[t])  # detail 19
+            np.sign(rewards[t], out=rewards[t], where=np.isfinite(rewards[t]))  # detail 19
             if args.norm_reward:  # by the spread of the discounted return, which starts anew with each episode
                 discounted_return = discounted_return * args.gamma + reward
                 stats["return"].update(discounted_return[valid[t]])
@@ -1016,17 +1016,16 @@ def train(args: Args) -> dict[str, Any]:
                 minibatch = {name: x[i] for name, x in epoch.items()}
                 minibatch["obs"] = batch["obs"].index_select(0, order[i])
                 grad, diagnosis = gradient(agent, params, minibatch, clip_coef, args)
-                diagnostics.append(diagnosis)
+                diagnostics.append(torch.stack([*diagnosis.values()]))
                 state = [flat], [grad], [adam_mean], [adam_square], [], [adam_step]
                 adam(*state, lr=learning_rate, fused=True, **adam_options)
             if args.target_kl is not None:  # detail c
-                epoch_kl = torch.stack([past["approx_kl"] for past in diagnostics[-args.num_minibatches :]]).mean()
-                if all_sum(epoch_kl) > args.target_kl:
+                latest = all_sum(torch.stack(diagnostics[-args.num_minibatches :]).mean(0))
+                if latest[[*diagnosis].index("approx_kl")] > args.target_kl:
                     break
 
         # Log: means over the minibatches, and statistics of the batch's valid samples
-        sums = all_sum(torch.stack([torch.stack([*past.values()]) for past in diagnostics]).mean(0))
-        losses = dict(zip(diagnostics[0], sums, strict=True))
+        losses = dict(zip(diagnosis, all_sum(torch.stack(diagnostics).mean(0)), strict=True))
         losses["grad_norm"] /= world_size  # of which each process has the whole, not a part
         weights = batch["valid"] / all_sum(batch["valid"].sum()).clamp(min=1)
         samples = torch.stack([batch["advantages"], batch["returns"], batch["returns"] - batch["values"]])

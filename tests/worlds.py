@@ -4,6 +4,7 @@ Used as `--env-id worlds:NAME`.
 """
 
 import itertools
+import math
 import random
 import time
 from typing import ClassVar
@@ -393,6 +394,19 @@ class ChannelsLast(Lives):
 
     def observe(self):
         return np.full((12, 10, 4), self.t, np.uint8)
+
+
+class GrayFrames(Lives):
+    """Without an axis for channels."""
+
+    observation_space = Box(0, 255, (20, 30), np.uint8)
+
+    def observe(self):
+        return np.full((20, 30), self.t, np.uint8)
+
+
+class EndlessReward(Lives):
+    rewards: ClassVar = [1.0, 1.0, math.inf, 1.0, 1.0, 1.0, 1.0]
 
 
 class FloatPixels(World):
