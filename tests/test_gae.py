@@ -4,18 +4,7 @@ import numpy as np
 import pytest
 
 from ppo import compute_gae
-
-
-def advantage_by_definition(rewards, values, terminated, truncated, gamma, gae_lambda, t, n):
-    """Equation 16 of arXiv:1506.02438: the sum of (γλ)^l δ_{t+l}, up to the end of the episode or the rollout."""
-    total, factor = 0.0, 1.0
-    for k in range(t, len(rewards)):
-        next_value = 0.0 if terminated[k, n] else values[k + 1, n]
-        total += factor * (rewards[k, n] + gamma * next_value - values[k, n])
-        factor *= gamma * gae_lambda
-        if terminated[k, n] or truncated[k, n]:
-            break
-    return total
+from reference import advantage_by_definition
 
 
 @pytest.mark.parametrize(("gamma", "gae_lambda"), [(0.99, 0.95), (0.9, 0.5), (1.0, 1.0), (0.97, 0.0), (0.0, 0.7)])

@@ -533,6 +533,55 @@ class Control(Continuous):
         return {"position": np.array([1.0, 2.0]), "inertia": inertia, "height": np.array(7.0)}
 
 
+class Anything(World):
+    """Random observations, rewards, masks and lengths; ends of both kinds. Two components, of 2 and 3 choices."""
+
+    observation_space = Box(-np.inf, np.inf, (3,))
+    action_space = MultiDiscrete([2, 3])
+
+    def reset(self, *, seed=None, options=None):
+        gym.Env.reset(self, seed=seed)
+        self.length, self.truncates = self.np_random.integers(1, 7), self.np_random.random() < 0.5
+        return super().reset()
+
+    def observe(self):
+        return self.np_random.normal(1, [0.1, 1, 3], 3).astype(np.float32)
+
+    def info(self):
+        mask = self.np_random.integers(0, 2, 5).astype(np.int8)
+        mask[[self.np_random.integers(2), 2 + self.np_random.integers(3)]] = 1
+        return {"action_mask": mask}
+
+    def reward(self, action):
+        return self.np_random.normal(1, 2)
+
+
+class AnythingContinuous(Anything):
+    """Actions, of which the bounds leave a part."""
+
+    action_space = Box(np.array([-0.5, -np.inf], np.float32), np.array([0.5, 1], np.float32))
+
+    def info(self):
+        return {}
+
+
+class Arcade(Anything):
+    """Random frames, points and lives."""
+
+    observation_space = Box(0, 255, (4, 84, 84), np.uint8)
+    action_space = Discrete(3)
+
+    def observe(self):
+        self.lives = max(0, (self.lives if self.t else 5) - (self.np_random.random() < 0.3))
+        return self.np_random.integers(0, 256, (4, 84, 84)).astype(np.uint8)
+
+    def info(self):
+        return {"lives": self.lives}
+
+    def reward(self, action):
+        return round(self.np_random.normal(0, 2))
+
+
 def same_step(num_envs, **kwargs):
     """A vector environment that resets in the step that ends the episode."""
     return gym.vector.SyncVectorEnv([Probe1] * num_envs, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
