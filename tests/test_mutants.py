@@ -1,0 +1,48 @@
+"""The list of bugs to plant fits the scripts as they are. That tests notice them, `run_mutants.py` shows."""
+
+import ast
+import re
+
+import pytest
+
+from conftest import ROOT
+from mutants import MUTANTS
+from run_mutants import SAMPLE, is_changed
+
+PLANTINGS = [(mutant, script) for mutant in MUTANTS for script in mutant.scripts.split()]
+
+
+@pytest.mark.parametrize("script", sorted({script for _, script in PLANTINGS}))
+def test_each_changes_one_place(script):
+    text = (ROOT / script).read_text()
+    for mutant in [mutant for mutant, its_script in PLANTINGS if its_script == script]:
+        assert text.count(mutant.find) == 1, mutant.name
+        assert mutant.find != mutant.replace, mutant.name
+        ast.parse(text.replace(mutant.find, mutant.replace))
+        assert (ROOT / "tests" / mutant.first).exists(), mutant.name
+
+
+def test_names():
+    names = [(mutant.name, script) for mutant, script in PLANTINGS]
+    assert len({*names}) == len(names)
+    assert {*SAMPLE} <= {*names}
+    assert len(SAMPLE) == 10
+
+
+def test_every_detail_has_one():
+    """But for 32 to 36, which are of recurrent policies."""
+    planted = set()
+    for mutant in MUTANTS:
+        for numbers in re.findall(r"details? ([\da-d]+(?:(?:, | and )[\da-d]+)*)", mutant.breaks):
+            planted |= {*re.findall(r"\d+|[a-d]\b", numbers)}
+    assert planted == {*map(str, range(1, 32)), "37", *"abcd"}
+
+
+def test_changed_lines():
+    """A mutant is chosen by the lines that its text is on, all of them."""
+    mutant = next(mutant for mutant in MUTANTS if mutant.name == "every rollout begins with a reset")
+    text = (ROOT / "ppo.py").read_text()
+    line = text.splitlines().index("        obs[0] = obs[T]") + 1
+    assert is_changed((mutant, "ppo.py"), {"ppo.py": {line}})
+    assert not is_changed((mutant, "ppo.py"), {"ppo.py": {line - 1, line + 2}})
+    assert not is_changed((mutant, "ppo.py"), {"ppo_atari.py": {line}})
