@@ -582,6 +582,17 @@ class Arcade(Anything):
         return round(self.np_random.normal(0, 2))
 
 
+class Fuzz(Anything):
+    """Spaces of all kinds, which a test puts here."""
+
+    def observe(self):
+        self.observation_space.seed(int(self.np_random.integers(2**31)))
+        return self.observation_space.sample()
+
+    def info(self):
+        return {}
+
+
 def same_step(num_envs, **kwargs):
     """A vector environment that resets in the step that ends the episode."""
     return gym.vector.SyncVectorEnv([Probe1] * num_envs, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)

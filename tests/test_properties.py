@@ -1,0 +1,242 @@
+"""What holds for all shapes, ends, masks and seeds (with hypothesis), and for spaces made at random."""
+
+import math
+import warnings
+
+import hypothesis.extra.numpy as arrays
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ppo
+import ppo_atari
+import ppo_continuous
+import worlds
+from conftest import make_agent
+from reference import advantage_by_definition
+from test_train import parameters
+
+settings.register_profile("same every time", derandomize=True, deadline=None, max_examples=60)
+settings.load_profile("same every time")
+seeds = st.integers(0, 2**32 - 1)
+fractions = st.floats(0, 1)
+
+
+def ends_at_random(rng, T, N, probability):
+    """terminated, truncated and valid, (T, N) each, as next-step resets give them."""
+    terminated, truncated = rng.random((2, T, N)) < probability
+    valid = np.ones((T, N), bool)
+    for t in range(T):
+        if t:
+            valid[t] = ~(terminated | truncated)[t - 1]
+        terminated[t] &= valid[t]
+        truncated[t] &= valid[t]
+    return terminated, truncated, valid
+
+
+@given(st.integers(1, 30), st.integers(1, 6), fractions, fractions, fractions, seeds)
+def test_advantages(T, N, gamma, gae_lambda, probability, seed):
+    """The sum that defines them, for every valid step; and nothing of the next episode."""
+    rng = np.random.default_rng(seed)
+    terminated, truncated, valid = ends_at_random(rng, T, N, probability)
+    rewards, values = rng.normal(size=(T, N)) * valid, rng.normal(size=(T + 1, N))
+    history = rewards, values, terminated, truncated, gamma, gae_lambda
+    advantages = ppo.compute_gae(*history)
+    for t, n in np.argwhere(valid):
+        assert advantages[t, n] == pytest.approx(advantage_by_definition(*history, t, n), abs=1e-9)
+    for t, n in np.argwhere(~valid):  # of an episode's first observation, only what follows may depend
+        other = rewards.copy()
+        other[t:, n] += 7
+        changed = ppo.compute_gae(other, *history[1:]) - advantages
+        assert not changed[:t][valid[:t]].any()
+
+
+@given(st.integers(1, 6), st.integers(1, 12), fractions, st.floats(-100, 100), st.floats(0.1, 100), seeds)
+def test_minibatches(rows, M, probability, mean, deviation, seed):
+    """Weights make means of what is valid; advantages have mean 0 and deviation 1 there, whatever they were."""
+    rng = np.random.default_rng(seed)
+    valid = torch.from_numpy(rng.random((rows, M)) < probability)
+    advantages = torch.from_numpy(rng.normal(mean, deviation, (rows, M)))
+    got = ppo.weigh_minibatches(valid, advantages, norm_adv=True)
+    for row in range(rows):
+        own = valid[row]
+        assert not got["weights"][row][~own].any()
+        if own.sum() > 1:
+            torch.testing.assert_close(got["weights"][row][own], torch.full((own.sum(),), 1 / own.sum()))
+            assert got["advantages"][row][own].mean().item() == pytest.approx(0, abs=1e-4)
+            assert got["advantages"][row][own].std(correction=0).item() == pytest.approx(1, abs=1e-4)
+
+
+@st.composite
+def action_masks(draw):
+    """The numbers of choices of some components, and a mask for each of some environments."""
+    choices = draw(st.lists(st.integers(1, 5), min_size=1, max_size=4))
+    count = draw(st.integers(1, 5))
+    masks = draw(arrays.arrays(np.int8, (count, sum(choices)), elements=st.integers(0, 1)))
+    starts = np.cumsum([0, *choices[:-1]])
+    for mask in masks:
+        for first, k in zip(starts, choices, strict=True):
+            if not mask[first : first + k].any():
+                mask[first + draw(st.integers(0, k - 1))] = 1
+    return choices, masks
+
+
+@given(action_masks(), seeds)
+def test_masks(choices_and_masks, seed):
+    """Forbidden choices are never taken and have no probability; those of what is allowed add up to 1."""
+    choices, masks = choices_and_masks
+    rng, N = np.random.default_rng(seed), len(masks)
+    torch.manual_seed(seed)
+    agent = make_agent(ppo, 3, spaces.MultiDiscrete(choices))
+    forbidden = ppo.forbidden_choices({"action_mask": masks}, agent.missing, np.zeros(N, bool))
+    assert forbidden.shape == (N, len(choices), max(choices))
+    for n in range(N):
+        allowed = np.concatenate([~row[:k] for row, k in zip(forbidden[n], choices, strict=True)])
+        assert allowed.tolist() == masks[n].astype(bool).tolist()
+    outputs = rng.normal(0, 3, (N, agent.missing.size)).astype(np.float32)
+    for _ in range(5):
+        actions = ppo.sample_actions(outputs, forbidden, agent.noise(rng, N))
+        assert not np.take_along_axis(forbidden, actions[..., None], -1).any()
+    # All combinations of choices, for the first environment
+    combinations = torch.cartesian_prod(*map(torch.arange, choices)).view(-1, len(choices))
+    obs = torch.randn(1, 3).repeat(len(combinations), 1)
+    repeated = torch.from_numpy(forbidden[:1]).repeat(len(combinations), 1, 1)
+    logprob, entropy, _ = agent.evaluate({"obs": obs, "forbidden": repeated, "actions": combinations})
+    assert logprob.exp().sum().item() == pytest.approx(1, abs=1e-4)
+    most = np.log((~forbidden[0]).sum(-1)).sum()
+    assert -1e-5 <= entropy[0].item() <= most + 1e-5
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=8), st.floats(-1e3, 1e3), st.floats(1e-2, 1e3), seeds)
+def test_running_statistics(sizes, mean, deviation, seed):
+    """Those of all data, however it is cut; and what is taken out again leaves no trace."""
+    rng = np.random.default_rng(seed)
+    batches = [rng.normal(mean, deviation, (size, 2)) for size in sizes]
+    everything, stats = np.concatenate(batches), ppo.RunningMeanStd((2,))
+    for batch in batches:
+        stats.update(batch)
+    assert stats.count == len(everything)
+    if stats.count:
+        np.testing.assert_allclose(stats.mean, everything.mean(0), rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(stats.var, everything.var(0), rtol=1e-6, atol=1e-9)
+        normalised = stats.normalize(everything)
+        assert np.abs(normalised).max() <= 10
+        assert np.abs(normalised.mean(0)).max() < 1e-6
+        before = ppo.RunningMeanStd((2,))
+        vars(before).update(vars(stats))
+        stats.update(everything[:1] + 5)
+        stats.merge(everything[0] + 5, np.zeros(2), -1)
+        np.testing.assert_allclose(stats.mean, before.mean, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(stats.var, before.var, rtol=1e-4, atol=1e-6 * deviation**2)
+
+
+@pytest.mark.filterwarnings("ignore")
+@settings(max_examples=8)
+@given(
+    script=st.sampled_from([(ppo, "worlds:Masked"), (ppo_continuous, "worlds:Continuous2")]),
+    shape=st.tuples(st.integers(1, 4), st.integers(2, 9), st.integers(1, 4)),
+    normalised=st.booleans(),
+    iterations=st.integers(2, 5),
+    seed=seeds,
+)
+def test_checkpoints(script, shape, normalised, iterations, seed):
+    """Resumed twice from one checkpoint, a run ends with the same numbers; what was saved is what it goes on with."""
+    module, env_id = script
+    num_envs, num_steps, epochs = shape
+    batch_size = num_envs * num_steps
+    arguments = {"env_id": env_id, "num_envs": num_envs, "num_steps": num_steps, "update_epochs": epochs, "seed": seed}
+    arguments |= {"norm_obs": normalised, "norm_reward": normalised, "num_minibatches": 1, "save_interval": 0.0}
+    first = module.train(module.Args(**arguments, total_timesteps=batch_size * iterations))
+    saved = module.load_checkpoint(str(first["run_dir"]))
+    assert saved["global_step"] == batch_size * iterations
+    assert saved["iteration"] == iterations
+    assert saved["args"].seed == seed
+    for name, tensor in first["agent"].state_dict().items():
+        assert torch.equal(saved["agent"][name], tensor)
+    for name, part in first["stats"].items():
+        for key, value in vars(part).items():
+            np.testing.assert_array_equal(saved["stats"][name][key], value)
+    data, ends = (first["run_dir"] / "checkpoint.pt").read_bytes(), []
+    for _ in range(2):
+        (first["run_dir"] / "checkpoint.pt").write_bytes(data)
+        options = ["--resume", str(first["run_dir"]), "--total-timesteps", str(batch_size * (iterations + 2))]
+        result = module.train(module.parse_args(options))
+        assert result["global_step"] == batch_size * (iterations + 2)
+        ends.append(parameters(result))
+    assert torch.equal(*ends)
+
+
+def random_box(rng, shape=None):
+    """Bounds of all kinds, and all kinds of floats."""
+    shape = tuple(rng.integers(1, 4, rng.integers(0, 3))) if shape is None else shape
+    low, high = np.sort(rng.normal(0, 2, (2, *shape)), axis=0)
+    low, high = np.where(rng.random(shape) < 0.3, -np.inf, low - 0.1), np.where(rng.random(shape) < 0.3, np.inf, high)
+    dtype = rng.choice([np.float32, np.float64, np.float16])
+    return spaces.Box(low.astype(dtype), high.astype(dtype), shape, dtype)
+
+
+def random_observations(rng, depth=1):
+    """Whatever gymnasium can flatten to a vector."""
+    kind = rng.integers(6 if depth else 4)
+    parts = [random_observations(rng, depth - 1) for _ in range(rng.integers(1, 4))] if kind > 3 else []
+    return (
+        lambda: random_box(rng),
+        lambda: spaces.Discrete(int(rng.integers(2, 6)), start=int(rng.integers(-3, 3))),
+        lambda: spaces.MultiBinary(int(rng.integers(1, 5))),
+        lambda: spaces.MultiDiscrete(rng.integers(1, 5, rng.integers(1, 4))),
+        lambda: spaces.Tuple(parts),
+        lambda: spaces.Dict({f"part {i}": part for i, part in enumerate(parts)}),
+    )[kind]()
+
+
+def random_choices(rng):
+    return (
+        lambda: spaces.Discrete(int(rng.integers(1, 6)), start=int(rng.integers(-3, 3))),
+        lambda: spaces.MultiBinary(tuple(rng.integers(1, 4, rng.integers(1, 3)))),
+        lambda: spaces.MultiDiscrete(rng.integers(1, 5, rng.integers(1, 4)), start=None),
+        lambda: spaces.MultiDiscrete(rng.integers(1, 4, (2, 2))),
+    )[rng.integers(4)]()
+
+
+def random_images(rng):
+    sizes = [*rng.integers(8, 40, 2)]
+    sizes.insert(rng.integers(2) * 2, rng.integers(1, 5))
+    if math.prod(sizes) < 1024:
+        return random_images(rng)
+    return spaces.Box(0, 255, sizes, np.uint8)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("script", "observations", "actions"),
+    [
+        (ppo, random_observations, random_choices),
+        (ppo_continuous, random_observations, random_box),
+        (ppo_atari, random_images, random_choices),
+    ],
+    ids=["ppo", "ppo_continuous", "ppo_atari"],
+)
+def test_200_updates_of_anything(script, observations, actions, seed, monkeypatch):
+    """Random spaces, rewards, lengths and ends, under anomaly detection: nothing is ever not finite."""
+    rng = np.random.default_rng(seed)
+    monkeypatch.setattr(worlds.Fuzz, "observation_space", observations(rng))
+    monkeypatch.setattr(worlds.Fuzz, "action_space", actions(rng))
+    gradients, compute_gradient = [], script.compute_gradient
+
+    def record(*args):
+        gradients.append(compute_gradient(*args))
+        return gradients[-1]
+
+    monkeypatch.setattr(script, "compute_gradient", record)
+    settings = {"num_envs": 2, "num_steps": 4, "num_minibatches": 2, "update_epochs": 2, "total_timesteps": 400}
+    settings |= {"norm_obs": bool(seed % 2), "norm_reward": seed % 2 == 0, "learning_rate": 1e-3}
+    with warnings.catch_warnings(action="ignore"), torch.autograd.detect_anomaly():
+        result = script.train(script.Args(env_id="worlds:Fuzz", seed=seed, **settings))
+    assert len(gradients) == 200
+    assert all(gradient.isfinite().all() for gradient, _ in gradients)
+    assert sum(bool(gradient.any()) for gradient, _ in gradients) > 150
+    assert all(tensor.isfinite() for _, diagnostics in gradients for tensor in diagnostics.values())
+    assert parameters(result).isfinite().all()
