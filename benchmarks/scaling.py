@@ -20,21 +20,21 @@ from pathlib import Path
 from speed import HERE, steady_speed
 
 HOPPER = "ppo_continuous.py --num-steps 128 --num-minibatches 8 --compile"
-# environment: numbers of environments, least number of steps, and columns: {name: script and arguments}
+# environment: numbers of environments, least number of steps and iterations, and columns: {name: script and arguments}
 TABLES = {
     "CartPole-v1": (
         [1, 4, 16, 64, 256, 1024],
-        30_000,
+        (30_000, 9),
         {"ppo.py": "ppo.py", "ppo.py --compile": "ppo.py --compile"},
     ),
     "Hopper-v5": (
         [1, 4, 16, 64, 256],
-        20_000,
+        (20_000, 9),
         {"gymnasium": HOPPER, "EnvPool": f"{HOPPER} --vectorization envpool"},
     ),
     "BreakoutNoFrameskip-v4": (
         [1, 8, 32, 128],
-        9_216,
+        (9_216, 4),
         {"ppo_atari.py": "ppo_atari.py", "ppo_atari.py --no-bf16": "ppo_atari.py --no-bf16"},
     ),
 }
@@ -60,12 +60,12 @@ def main() -> None:
     parser.add_argument("env_id", nargs="?", default="CartPole-v1", choices=TABLES)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    numbers, least_steps, columns = TABLES[args.env_id]
+    numbers, (least_steps, iterations), columns = TABLES[args.env_id]
     results = {name: {n: [] for n in numbers} for name in columns}
     for _ in range(args.rounds):
         for n in numbers:
             for name, command in columns.items():
-                results[name][n].append(run(args.env_id, command, n, max(least_steps, 128 * n * 9)))
+                results[name][n].append(run(args.env_id, command, n, max(least_steps, 128 * n * iterations)))
                 print(name, n, results[name][n][-1], flush=True)
     first, second = columns
     print(f"| environments | {first}, steps per second | {second} | memory, MiB | {second} |")
