@@ -162,7 +162,7 @@ LOSS = [
         "gradient into the targets",
         DISCRETE,
         "squared_error = (value - batch",
-        "squared_error = (2 * value - value.detach() - value + value.detach() - batch",
+        "squared_error = (value.detach() - batch",
         "gradient flowing into the value targets",
         "test_loss.py",
     ),

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from mutants import MUTANTS, Mutant
@@ -134,8 +134,9 @@ def main() -> int:
     survived, killers, start = [], set(), time.time()
     with ThreadPoolExecutor(args.jobs) as pool:
         threads = max(1, os.cpu_count() // args.jobs)
-        results = pool.map(lambda planting: plant(planting, threads), chosen)
-        for i, ((mutant, script), (code, test, seconds)) in enumerate(zip(chosen, results, strict=True), 1):
+        jobs = {pool.submit(plant, planting, threads): planting for planting in chosen}
+        for i, job in enumerate(as_completed(jobs), 1):
+            (mutant, script), (code, test, seconds) = jobs[job], job.result()
             verdict = {0: "SURVIVED", 1: "killed by " + test}.get(code, f"pytest ended with {code}: {test}")
             print(
                 f"{i}/{len(chosen)} {script}: {mutant.name} ({mutant.breaks}): {verdict}, {seconds:.0f} s", flush=True
