@@ -1,9 +1,9 @@
 """Bugs to plant, one at a time: each must make a test fail (`run_mutants.py`).
 
 A mutant is a name, the scripts that get it, the text to find there (exactly once), the text to put in its place, what
-it breaks, and a test file that should notice, which is run first. "detail 7" is number 7 of the implementation details
-of Huang et al. (2022, "The 37 Implementation Details of Proximal Policy Optimization"); details 32 to 36 are of
-recurrent policies, which no script has.
+it breaks, and the tests that should notice, which run first: files, classes or functions, as pytest names them. "detail
+7" is number 7 of the implementation details of Huang et al. (2022, "The 37 Implementation Details of Proximal Policy
+Optimization"); details 32 to 36 are of recurrent policies, which no script has.
 
 What several scripts have in common is the same to the letter, by a test of its own. The core of the algorithm is
 mutated in each of them nevertheless; the rest, such as checkpoints, where its tests are.
@@ -381,7 +381,9 @@ POLICY = [
         "nn.init.orthogonal_(layer.weight, gain)",
         "nn.init.xavier_uniform_(layer.weight, gain)",
         "detail 2",
-        "test_agent.py",
+        "test_agent.py::test_initialisation "
+        "test_continuous.py::TestPolicy::test_initialisation "
+        "test_atari.py::TestNetworks::test_initialisation",
     ),
     Mutant(
         "hidden gain 1",
@@ -405,7 +407,9 @@ POLICY = [
         "gain=0.01)",
         "gain=1.0)",
         "detail 2: 0.01 in the policy's last layer",
-        "test_agent.py",
+        "test_agent.py::test_initialisation "
+        "test_continuous.py::TestPolicy::test_initialisation "
+        "test_atari.py::TestLearningSignal::test_games",
     ),
     Mutant(
         "the value's last gain 0.01",
@@ -429,7 +433,7 @@ POLICY = [
         "scores = logits.reshape(forbidden.shape) + noise",
         "scores = logits.reshape(forbidden.shape) + 0 * noise",
         "taking the arg-max instead of sampling",
-        "test_agent.py",
+        "test_agent.py::test_sampling_frequencies test_atari.py::TestLearningSignal::test_games",
     ),
     Mutant(
         "normal instead of Gumbel noise",
@@ -544,7 +548,7 @@ TRAINING = [
         'if envs.metadata.get("autoreset_mode") is not gym.vector.AutoresetMode.NEXT_STEP:',
         "if False:",
         "environments that reset in another way are refused",
-        "test_command_line.py",
+        "test_command_line.py::test_a_mistake_gets_one_line_and_leaves_nothing",
     ),
     Mutant(
         "the acting policy is old",
@@ -568,7 +572,7 @@ TRAINING = [
         "order = torch.randperm(local_size)",
         "order = torch.randperm(local_size, generator=torch.Generator().manual_seed(iteration))",
         "detail 6: the same in every epoch",
-        "test_train.py",
+        "test_train.py::TestUpdating::test_every_sample_once_an_epoch_in_a_new_order",
     ),
     Mutant(
         "drawn with replacement",
@@ -684,7 +688,7 @@ TRAINING = [
         "all_sum(torch.stack(diagnostics).mean(0))",
         "all_sum(diagnostics[-1].clone())",
         "losses are means over all minibatches",
-        "test_train.py",
+        "test_train.py::TestLogging::test_losses_are_means_over_minibatches",
     ),
     Mutant(
         "explained is unexplained",
@@ -692,7 +696,7 @@ TRAINING = [
         '= 1 - losses["residual_variance"]',
         '= losses["residual_variance"]',
         "detail 12: explained variance",
-        "test_train.py",
+        "test_train.py::TestLogging::test_statistics_of_the_batch",
     ),
     Mutant(
         "reset steps in the metrics",
@@ -700,7 +704,7 @@ TRAINING = [
         'weights = batch["valid"] / all_sum(batch["valid"].sum()).clamp(min=1)',
         'weights = torch.full_like(batch["returns"], 1 / batch_size)',
         "invalid samples count in no metric",
-        "test_train.py",
+        "test_train.py::TestLogging::test_statistics_of_the_batch",
     ),
     Mutant(
         "every episode has the length of the first",
@@ -748,7 +752,7 @@ TRAINING = [
         "if not math.isfinite(value)]",
         "if False]",
         "training that turns non-finite stops",
-        "test_train.py",
+        "test_train.py::TestStopping::test_when_training_is_no_longer_finite",
     ),
 ]
 
@@ -775,7 +779,8 @@ NORMALISING = [
         "return np.clip((x - self.mean * center) / np.sqrt(self.var + 1e-8), -10, 10)",
         "return (x - self.mean * center) / np.sqrt(self.var + 1e-8)",
         "details 29 and 31",
-        "test_agent.py",
+        "test_agent.py::test_running_statistics_are_those_of_all_data "
+        "test_continuous.py::TestNormalising::test_extremes_are_clipped",
     ),
     Mutant(
         "variance for deviation",
@@ -823,7 +828,7 @@ NORMALISING = [
         "            episode_return += reward\n",
         "            episode_return += rewards[t]\n",
         "reported return clipped or scaled",
-        "test_continuous.py",
+        "test_continuous.py::TestActions::test_spaces test_train.py::TestNormalising::test_rewards",
     ),
     Mutant(
         "merged without the means' distance",
@@ -935,7 +940,7 @@ GAMES = [
         'kwargs["reward_clipping"] = False',
         'kwargs |= {"reward_clipping": False, "noop_max": 0}',
         "detail 14",
-        "test_atari.py",
+        "test_atari.py::TestPreprocessing::test_starts",
     ),
     Mutant(
         "every second frame",
@@ -943,7 +948,7 @@ GAMES = [
         'kwargs["reward_clipping"] = False',
         'kwargs |= {"reward_clipping": False, "frameskip": 2}',
         "detail 15: every fourth frame",
-        "test_atari.py",
+        "test_atari.py::TestPreprocessing::test_both_kinds_show_the_same",
     ),
     Mutant(
         "a single frame",
@@ -951,7 +956,7 @@ GAMES = [
         'kwargs["reward_clipping"] = False',
         'kwargs |= {"reward_clipping": False, "maxpool": False}',
         "detail 15: the maximum of two",
-        "test_atari.py",
+        "test_atari.py::TestPreprocessing::test_both_kinds_show_the_same",
     ),
     Mutant(
         "frame skip under the wrapper",
@@ -959,7 +964,7 @@ GAMES = [
         'kwargs |= {"frameskip": 1,',
         'kwargs |= {"frameskip": 4,',
         "internal frame skip under the frame-skip wrapper",
-        "test_atari.py",
+        "test_atari.py::TestPreprocessing::test_both_kinds_show_the_same",
     ),
     Mutant(
         "lives do not matter",
@@ -975,7 +980,7 @@ GAMES = [
         "terminated[t] |= left < lives",
         "terminated[t] |= left < lives\n                ended |= terminated[t]",
         "detail 16: reported return of a life instead of a game",
-        "test_atari.py",
+        "test_atari.py::TestLearningSignal::test_a_lost_life_is_an_end_for_learning_only",
     ),
     Mutant(
         "lives that were not told",
@@ -983,7 +988,7 @@ GAMES = [
         'info.get("_lives", "lives" in info)',
         '"lives" in info',
         "detail 16: told by some only",
-        "test_atari.py",
+        "test_atari.py::TestLearningSignal::test_lives_that_are_not_told_are_not_lost",
     ),
     Mutant(
         "no FIRE",
@@ -991,7 +996,7 @@ GAMES = [
         'if "FIRE" in self.unwrapped.get_action_meanings():',
         "if False:",
         "detail 17: no FIRE at reset",
-        "test_atari.py",
+        "test_atari.py::TestPreprocessing::test_both_kinds_show_the_same",
     ),
     Mutant(
         "no FIRE in C++",
@@ -999,7 +1004,7 @@ GAMES = [
         'kwargs["reward_clipping"] = False',
         'kwargs |= {"reward_clipping": False, "use_fire_reset": False}',
         "detail 17: no FIRE at reset",
-        "test_atari.py",
+        "test_atari.py::TestPreprocessing::test_both_kinds_show_the_same",
     ),
     Mutant(
         "other sizes of frames",
@@ -1007,7 +1012,7 @@ GAMES = [
         'kwargs["reward_clipping"] = False',
         'kwargs |= {"reward_clipping": False, "img_height": 80, "img_width": 80}',
         "detail 18: 84 × 84",
-        "test_atari.py",
+        "test_atari.py::TestNames::test_every_game_of_the_wheel",
     ),
     Mutant(
         "rewards not clipped",
@@ -1023,7 +1028,7 @@ GAMES = [
         'kwargs["reward_clipping"] = False',
         "pass",
         "detail 19: reported returns are unclipped",
-        "test_atari.py",
+        "test_atari.py::TestPreprocessing::test_both_kinds_show_the_same",
     ),
     Mutant(
         "two frames in a stack",
@@ -1031,7 +1036,7 @@ GAMES = [
         "stack_size=4",
         "stack_size=2",
         "detail 20: four stacked frames",
-        "test_atari.py",
+        "test_atari.py::TestPreprocessing::test_both_kinds_show_the_same",
     ),
     Mutant(
         "frames on the wrong axis",
@@ -1039,7 +1044,7 @@ GAMES = [
         "frames.view(-1, *self.shape).movedim(1 + self.shape.index(min(self.shape)), 1)",
         "frames.view(-1, *sorted(self.shape))",
         "detail 20: frames stacked on the wrong axis",
-        "test_atari.py",
+        "test_atari.py::TestNetworks::test_any_size_and_both_orders",
     ),
     Mutant(
         "features are not shared",
@@ -1055,7 +1060,7 @@ GAMES = [
         "nn.Conv2d(64, 64, 3)]",
         "nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.AdaptiveMaxPool2d(7)]",
         "detail 21: the Nature CNN",
-        "test_atari.py",
+        "test_atari.py::TestNetworks::test_nature_by_its_definition",
     ),
     Mutant(
         "bytes as they are",
@@ -1079,7 +1084,7 @@ GAMES = [
         'kwargs["repeat_action_probability"] = args.repeat_action_probability',
         'kwargs["repeat_action_probability"] = 0.25',
         "`repeat_action_probability`",
-        "test_atari.py",
+        "test_atari.py::TestPreprocessing::test_both_kinds_show_the_same",
     ),
     Mutant(
         "impala without its skips",
@@ -1087,7 +1092,7 @@ GAMES = [
         "return x + super().forward(x)",
         "return super().forward(x)",
         "the residual network",
-        "test_atari.py",
+        "test_atari.py::TestNetworks::test_impala_by_its_definition",
     ),
 ]
 
@@ -1098,7 +1103,7 @@ RUNS = [
         "            run_dir.mkdir()\n",
         "            run_dir.mkdir(exist_ok=True)\n",
         "two runs never share a folder",
-        "test_train.py",
+        "test_train.py::TestReproducing::test_same_seed_same_run",
     ),
     Mutant(
         "slashes in folder names",
@@ -1106,7 +1111,7 @@ RUNS = [
         'name = re.sub(r"[^\\w.+-]", "_", f"{args.env_id}',
         'name = re.sub(r"[^\\w.+/:-]", "_", f"{args.env_id}',
         "slashes and colons in environment ids are made safe",
-        "test_checkpoint.py",
+        "test_command_line.py::test_an_environment_from_the_current_folder",
     ),
     Mutant(
         "no checkpoint at the start",
@@ -1130,7 +1135,7 @@ RUNS = [
         "            os.fsync(file.fileno())\n",
         "",
         "a checkpoint is on disk before it takes the old one's place",
-        "test_checkpoint.py",
+        "test_checkpoint.py::TestKilling::test_in_the_middle_of_a_save",
     ),
     Mutant(
         "checkpoints may run code",
@@ -1138,7 +1143,7 @@ RUNS = [
         "weights_only=True",
         "weights_only=False",
         "a checkpoint from a stranger can't run code",
-        "test_checkpoint.py",
+        "test_checkpoint.py::TestForeignFiles::test_hostile",
     ),
     Mutant(
         "checksums are not looked at",
@@ -1146,7 +1151,7 @@ RUNS = [
         "if zipfile.ZipFile(source).testzip():",
         "if False:",
         "a damaged checkpoint is refused",
-        "test_checkpoint.py",
+        "test_checkpoint.py::TestForeignFiles::test_flipped_bits",
     ),
     Mutant(
         "parameters are not restored",
@@ -1202,7 +1207,8 @@ RUNS = [
         '                part.load(checkpoint["stats"][name])\n            last',
         "                pass\n            last",
         "normalisation statistics lost in a checkpoint",
-        "test_checkpoint.py",
+        "test_checkpoint.py::TestResuming::test_it_goes_on_as_if_it_had_never_stopped "
+        "test_continuous.py::TestNormalising::test_in_checkpoints_evaluation_and_on_resuming",
     ),
     Mutant(
         "the same episodes after resuming",
@@ -1218,7 +1224,7 @@ RUNS = [
         "open_curves(run_dir, global_step + 1 if args.resume else None)",
         "open_curves(run_dir)",
         "curves without a gap or a doubled point",
-        "test_checkpoint.py",
+        "test_checkpoint.py::TestResuming::test_points_after_the_checkpoint_are_replaced",
     ),
     Mutant(
         "curves behind the checkpoint",
@@ -1226,7 +1232,7 @@ RUNS = [
         "                writer.flush()  #",
         "                pass  #",
         "curves without a gap",
-        "test_checkpoint.py",
+        "test_checkpoint.py::TestResuming::test_curves_are_on_disk_before_the_checkpoint",
     ),
     Mutant(
         "evaluation takes the best action",
@@ -1234,7 +1240,7 @@ RUNS = [
         "agent.missing, ended), agent.noise(rng, 1))",
         "agent.missing, ended), 0 * agent.noise(rng, 1))",
         "actions are sampled in evaluation as in training",
-        "test_checkpoint.py",
+        "test_checkpoint.py::TestEvaluating::test_the_policy_is_the_trained_one",
     ),
     Mutant(
         "evaluation changes statistics",
@@ -1242,7 +1248,8 @@ RUNS = [
         "                obs = obs_stats.normalize(",
         "                obs_stats.update(obs.reshape(1, -1))\n                obs = obs_stats.normalize(",
         "normalisation statistics updated in evaluation",
-        "test_checkpoint.py",
+        "test_checkpoint.py::TestEvaluating::test_normalisation_is_the_saved_one_and_stays "
+        "test_continuous.py::TestNormalising::test_in_checkpoints_evaluation_and_on_resuming",
     ),
     Mutant(
         "evaluation without statistics",
@@ -1250,7 +1257,8 @@ RUNS = [
         '        obs_stats.load(checkpoint["stats"]["obs"])\n',
         "",
         "normalisation statistics lost in a checkpoint",
-        "test_checkpoint.py",
+        "test_checkpoint.py::TestEvaluating::test_normalisation_is_the_saved_one_and_stays "
+        "test_continuous.py::TestNormalising::test_in_checkpoints_evaluation_and_on_resuming",
     ),
     Mutant(
         "Ctrl-C is a success",
@@ -1258,7 +1266,7 @@ RUNS = [
         "    if stops:\n        raise SystemExit(128 + stops[0])\n",
         "",
         "Ctrl-C and SIGTERM exit with 130 and 143",
-        "test_checkpoint.py",
+        "test_checkpoint.py::TestKilling::test_signals_save_and_say_how_to_go_on",
     ),
     Mutant(
         "signals are not heard",
@@ -1266,7 +1274,7 @@ RUNS = [
         "last = stops or solved or",
         "last = solved or",
         "Ctrl-C and SIGTERM save and end",
-        "test_checkpoint.py",
+        "test_checkpoint.py::TestKilling::test_signals_save_and_say_how_to_go_on",
     ),
     Mutant(
         "a full disk ends training",
@@ -1274,7 +1282,7 @@ RUNS = [
         '        except OSError as error:\n            print(f"\\nWARNING: training goes on',
         '        except ZeroDivisionError as error:\n            print(f"\\nWARNING: training goes on',
         "where saving fails, training goes on",
-        "test_checkpoint.py",
+        "test_checkpoint.py::TestKilling::test_a_disk_that_takes_no_more",
     ),
 ]
 
@@ -1285,7 +1293,7 @@ PROCESSES = [
         "gradient = all_sum(torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, params)]))",
         "gradient = torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, params)])",
         "detail b",
-        "test_parallel.py",
+        "test_parallel.py::TestNumbers::test_the_gradient_is_that_of_all_samples",
     ),
     Mutant(
         "weighted by the process's own samples",
@@ -1294,7 +1302,7 @@ PROCESSES = [
         "weights = valid / valid.sum(1, keepdim=True).clamp(min=1)\n"
         "    weights = weights / int(os.environ.get('WORLD_SIZE', 1))",
         "gradients are weighted by valid samples",
-        "test_parallel.py",
+        "test_parallel.py::TestNumbers::test_the_gradient_is_that_of_all_samples",
     ),
     Mutant(
         "other parameters in each process",
@@ -1302,7 +1310,7 @@ PROCESSES = [
         "torch.manual_seed(args.seed)  #",
         "torch.manual_seed(args.seed + rank)  #",
         "parameters stay bit-equal across processes",
-        "test_parallel.py",
+        "test_parallel.py::TestNumbers::test_parameters_stay_equal_bit_for_bit",
     ),
     Mutant(
         "the same environments in each process",
@@ -1310,7 +1318,7 @@ PROCESSES = [
         "seeds = [args.seed, iteration, rank]",
         "seeds = [args.seed, iteration, 0]",
         "two environments with the same seed",
-        "test_parallel.py",
+        "test_parallel.py::TestNumbers::test_an_update_takes_the_sum_of_the_gradients",
     ),
     Mutant(
         "all environments in each process",
@@ -1318,7 +1326,7 @@ PROCESSES = [
         "T, N = args.num_steps, args.num_envs // world_size",
         "T, N = args.num_steps, args.num_envs",
         "each process owns num_envs / world_size environments",
-        "test_parallel.py",
+        "test_parallel.py::TestNumbers::test_environments_and_actions_differ",
     ),
     Mutant(
         "statistics of one process",
@@ -1326,7 +1334,7 @@ PROCESSES = [
         "                part.share(shared_stats[name])\n",
         "                pass\n",
         "statistics are those of all processes",
-        "test_parallel.py",
+        "test_parallel.py::TestNumbers::test_normalisation_of_a_run",
     ),
     Mutant(
         "statistics counted twice",
@@ -1334,7 +1342,7 @@ PROCESSES = [
         "            self.merge(before.mean, before.var, -before.count)\n",
         "",
         "statistics are those of all processes",
-        "test_parallel.py",
+        "test_parallel.py::TestNumbers::test_shared_statistics_are_those_of_everything",
     ),
     Mutant(
         "advantages normalised per process",
@@ -1342,7 +1350,7 @@ PROCESSES = [
         "advantages = advantages - all_sum((advantages * weights).sum(1, keepdim=True))",
         "advantages = advantages - (advantages * weights).sum(1, keepdim=True)",
         "detail 7: over the whole minibatch",
-        "test_parallel.py",
+        "test_parallel.py::TestNumbers::test_the_gradient_is_that_of_all_samples",
     ),
     Mutant(
         "episodes of one process",
@@ -1350,7 +1358,7 @@ PROCESSES = [
         "            finished = all_gather(finished)\n",
         "",
         "metrics are those of all processes",
-        "test_parallel.py",
+        "test_parallel.py::TestNumbers::test_both_see_the_same_episodes",
     ),
     Mutant(
         "every process writes",
@@ -1358,7 +1366,7 @@ PROCESSES = [
         "    if rank == 0:\n        try:\n            run_dir",
         "    if True:\n        try:\n            run_dir",
         "process 0 alone logs, saves and prints",
-        "test_parallel.py",
+        "test_parallel.py::test_process_0_alone_prints_and_writes",
     ),
 ]
 
