@@ -1,8 +1,12 @@
 """Every test runs in an empty folder of its own, and finds the script and the environments of the tests."""
 
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before PyTorch is there, and for all processes that tests start
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import gymnasium as gym
 import pytest
