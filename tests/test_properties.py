@@ -19,7 +19,7 @@ from conftest import make_agent
 from reference import advantage_by_definition
 from test_train import parameters
 
-settings.register_profile("same every time", derandomize=True, deadline=None, max_examples=60)
+settings.register_profile("same every time", derandomize=True, deadline=None, database=None, max_examples=60)
 settings.load_profile("same every time")
 seeds = st.integers(0, 2**32 - 1)
 fractions = st.floats(0, 1)
