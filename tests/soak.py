@@ -27,14 +27,13 @@ SCRIPTS = {
 def test_kills_at_random_instants(script, tmp_path):
     total = ITERATIONS[script] * 4 * 16
     command = [sys.executable, str(ROOT / script)]
-    options = ["--total-timesteps", str(total), "--save-interval", "0"]
 
     def start(*arguments):
         with open(tmp_path / "output", "a") as output:
             return subprocess.Popen([*command, *arguments], stdout=output, stderr=output)
 
     rng, saved, kills, while_starting = random.Random(script), 0, 0, 0
-    process = start(*SCRIPTS[script], *options)
+    process = start(*SCRIPTS[script], "--total-timesteps", str(total), "--save-interval", "0")
     folder = wait_for(lambda: next(iter(Path("runs").glob("*/checkpoint.pt")), None)).parent
     while kills < KILLS:
         try:  # within eight seconds, of which starting takes about half
@@ -43,13 +42,12 @@ def test_kills_at_random_instants(script, tmp_path):
             process.kill()
             process.wait()
             kills += 1
-        else:  # done too early: as much again
-            total *= 2
-            options = ["--total-timesteps", str(total)]
         before, saved = saved, global_step(script, folder)
         assert saved >= before
         while_starting += saved == before
-        process = start("--resume", str(folder), *options[:2])
+        if saved == total:  # too early: as much again
+            total *= 2
+        process = start("--resume", str(folder), "--total-timesteps", str(total))
     assert process.wait() == 0, (tmp_path / "output").read_text()[-2000:]
     assert 0 < while_starting < KILLS
     assert global_step(script, folder) == total
