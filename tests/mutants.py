@@ -1087,12 +1087,12 @@ GAMES = [
         REFERENCE,
     ),
     Mutant(
-        "values in bfloat16",
+        "features stay bfloat16",
         ATARI,
         "return super().forward(frames.to(self.dtype) * self.scale).float()",
-        "return super().forward(frames.to(self.dtype) * self.scale).bfloat16().float() * 1.01",
-        "features are what the network computes",
-        REFERENCE,
+        "return super().forward(frames.to(self.dtype) * self.scale)",
+        "values, advantages and the loss are float32",
+        "test_atari.py::TestPrecision",
     ),
     Mutant(
         "actions are repeated",
@@ -1140,10 +1140,13 @@ RUNS = [
     Mutant(
         "written in place",
         DISCRETE,
-        'new = run_dir / "checkpoint.pt.new"',
-        'new = run_dir / "checkpoint.pt"',
+        '    try:\n        with open(new, "wb") as file:\n',
+        '    try:\n        with open(run_dir / "checkpoint.pt", "wb") as file:\n'
+        "            file.write(checkpoint)\n            file.flush()\n"
+        "            return os.fsync(file.fileno())\n"
+        '        with open(new, "wb") as file:\n',
         "a kill at any instant leaves a complete checkpoint",
-        "test_checkpoint.py",
+        "test_checkpoint.py::TestKilling::test_in_the_middle_of_a_save",
     ),
     Mutant(
         "not flushed to disk",
