@@ -431,6 +431,10 @@ class Agent(nn.Module):
         """What `sample_actions` needs for this shape of actions."""
         return rng.gumbel(size=(*shape, *self.missing.shape))
 
+    def act(self, obs: torch.Tensor) -> torch.Tensor:
+        """What `sample_actions` chooses from, for observations (M, O)."""
+        return self.actor(self.trunk(obs))
+
     def evaluate(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Log-probability of the actions and entropy of the policy, summed over components, and V(obs): each (M,)."""
         features = self.trunk(batch["obs"])
@@ -450,8 +454,8 @@ def numpy_policy(agent: Agent) -> Callable[[np.ndarray], np.ndarray]:
     network = nn.Sequential(*agent.trunk, *agent.actor)
     if any(type(layer) not in (nn.Linear, nn.Tanh) for layer in network):
         device = next(network.parameters()).device
-        forward = torch.no_grad()(lambda x: agent.actor(agent.trunk(x)))
-        return lambda x: forward(torch.from_numpy(x).to(device, non_blocking=True)).cpu().numpy()
+        act = torch.no_grad()(agent.act)
+        return lambda x: act(torch.from_numpy(x).to(device, non_blocking=True)).cpu().numpy()
     layers = [[param.detach().cpu().numpy().T.copy("K") for param in layer.parameters()] for layer in network]
 
     def forward(x: np.ndarray) -> np.ndarray:
@@ -793,6 +797,8 @@ def train(args: Args) -> dict[str, Any]:
     check_args(args)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # CUDA has no deterministic matmul without it
     device = pick_device(args)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # for pinned memory and NCCL, which would else take the first of several
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():  # started by torchrun: one run in several processes
         dist.init_process_group()  # gloo between CPUs, nccl between GPUs
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -818,6 +824,7 @@ def train(args: Args) -> dict[str, Any]:
     torch.manual_seed(args.seed)  # the same in all processes, so that they begin with the same parameters
     if device.type != "cpu":  # whose algorithms repeat exactly anyway
         torch.use_deterministic_algorithms(args.torch_deterministic)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # which nothing reads: a seventh more operations
     np.seterr(over="ignore", invalid="ignore")  # what is not finite ends the run, with one line
 
     envs = make_envs(replace(args, num_envs=N))
@@ -839,7 +846,7 @@ def train(args: Args) -> dict[str, Any]:
         # compilation; one so old that it does not know the machine's fails
         options = {"cpp_wrapper": True, "cpp.vec_isa_ok": True} if device.type == "cpu" else {"triton.cudagraphs": True}
         gradient = torch.compile(compute_gradient, fullgraph=True, options=options)
-        agent.trunk.compile(options=options)  # for acting
+        agent.act = torch.compile(agent.act, fullgraph=True, options=options)
 
     # The rollout is collected in NumPy arrays, which environments fill row by row, and goes to the device as a whole
     obs_dtype = torch.float32 if args.norm_obs else torch.uint8
@@ -949,6 +956,7 @@ def train(args: Args) -> dict[str, Any]:
         progress = (iteration - 1) / num_iterations  # of the run: 0 in the first iteration
         learning_rate = args.learning_rate * (1 - progress if args.anneal_lr else 1)  # detail 4
         clip_coef = args.clip_coef * (1 - progress if args.anneal_clip else 1)  # detail a
+        clip_coef = torch.full((), clip_coef, device=device)  # compiled code would be made anew for another number
         if recorder and (iteration - 1) * 10 // num_iterations > (iteration - 2) * 10 // num_iterations:
             film()
 
@@ -1036,7 +1044,8 @@ def train(args: Args) -> dict[str, Any]:
         losses["residual_variance"] = error_var / return_var.clamp(1e-8)
         losses["explained_variance"] = 1 - losses["residual_variance"]
         losses["advantage_mean"], losses["advantage_std"] = means[0], advantage_var.sqrt()
-        metrics = {f"losses/{name}": value.item() for name, value in losses.items()}
+        numbers = torch.stack([*losses.values()]).tolist()  # at once, as each reading waits for the device
+        metrics = {f"losses/{name}": number for name, number in zip(losses, numbers, strict=True)}
         if broken := [name for name, value in metrics.items() if not math.isfinite(value)]:
             fail(f"before step {global_step}, no longer finite: {', '.join(broken)}; lower --learning-rate?")
         elapsed = time.time() - start_time

@@ -206,7 +206,7 @@ def test_the_global_gradient_norm_is_clipped():
 
 
 def test_compiled_and_eager_updates_agree(monkeypatch):
-    """Three iterations each, with forbidden choices, reset steps and an annealed clip range."""
+    """Three iterations each, with forbidden choices, reset steps and an annealed clip range. It is compiled once."""
     runs, compiled_functions, compile_function = [], [], torch.compile
 
     def record(function, **options):
@@ -214,6 +214,7 @@ def test_compiled_and_eager_updates_agree(monkeypatch):
         return compile_function(function, **options)
 
     monkeypatch.setattr(torch, "compile", record)
+    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
     for compiled in (False, True):
         result = ppo.train(
             Args(env_id="worlds:Masked", total_timesteps=192, num_steps=16, anneal_clip=True, compile=compiled)
