@@ -15,6 +15,15 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 
+def pytest_addoption(parser):
+    parser.addoption("--gpu", action="store_true", help="run test_gpu.py on the GPU instead of the CPU")
+
+
+def pytest_configure(config):
+    if not config.getoption("gpu"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # also for the processes that tests start: one machine is as the other
+
+
 def make_agent(script, obs_size, space):
     """The script's agent for observations of that many numbers and an action space."""
     obs_space = gym.spaces.Box(-1, 1, (obs_size,))

@@ -1421,4 +1421,39 @@ PROCESSES = [
     ),
 ]
 
-MUTANTS = [*ESTIMATE, *LOSS, *POLICY, *TRAINING, *NORMALISING, *GAUSSIAN, *GAMES, *RUNS, *PROCESSES]
+DEVICES = [
+    Mutant(
+        "one GPU for all processes",
+        DISCRETE,
+        "        torch.cuda.set_device(device)",
+        "        pass",
+        "each process has its own device",
+        "test_gpu.py::test_each_process_works_on_its_own_device",
+    ),
+    Mutant(
+        "compiled anew for each clip range",
+        ALL,
+        "        clip_coef = torch.full((), clip_coef, device=device)",
+        "        pass",
+        "compiled code does not depend on numbers that change",
+        "test_loss.py::test_compiled_and_eager_updates_agree test_gpu.py::test_compiled_agrees_with_eager",
+    ),
+    Mutant(
+        "compiled anew for rollouts",
+        ATARI,
+        "agent.act = torch.compile(agent.act, fullgraph=True, options=options)",
+        "agent.trunk.compile(options=options)",
+        "acting is compiled, rollouts of any size are not",
+        "test_atari.py::TestRuns::test_compiled",
+    ),
+    Mutant(
+        "metrics under each other's names",
+        ALL,
+        "zip(losses, numbers, strict=True)",
+        "zip(losses, numbers[::-1], strict=True)",
+        "all numbers are read from the device at once",
+        REFERENCE,
+    ),
+]
+
+MUTANTS = [*ESTIMATE, *LOSS, *POLICY, *TRAINING, *NORMALISING, *GAUSSIAN, *GAMES, *RUNS, *PROCESSES, *DEVICES]

@@ -525,11 +525,12 @@ class TestRuns:
             frame = clip.get_frame(1)
             assert frame.std(axis=-1).max() > 20  # colours
 
-    def test_compiled(self, monkeypatch):
+    @torch._dynamo.config.patch(error_on_recompile=True)
+    def test_compiled(self):
         """Also where a rollout is cut into parts (548 observations), which takes no compilation of its own."""
         settings = {"env_id": "worlds:Pixel2", "bf16": False, **SMALL}
         settings |= {"num_steps": 136, "update_epochs": 1, "total_timesteps": 2176}
-        monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
+        torch.compiler.reset()  # what other tests compiled
         start, plain, compiled = (
             parameters(train(**settings | changes)) for changes in ({"learning_rate": 0.0}, {}, {"compile": True})
         )

@@ -205,16 +205,17 @@ def test_the_global_gradient_norm_is_clipped():
     torch.testing.assert_close(small, raw)
 
 
+@torch._dynamo.config.patch(error_on_recompile=True)
 def test_compiled_and_eager_updates_agree(monkeypatch):
     """Three iterations each, with forbidden choices, reset steps and an annealed clip range. It is compiled once."""
     runs, compiled_functions, compile_function = [], [], torch.compile
+    torch.compiler.reset()  # what other tests compiled
 
     def record(function, **options):
         compiled_functions.append(function)
         return compile_function(function, **options)
 
     monkeypatch.setattr(torch, "compile", record)
-    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
     for compiled in (False, True):
         result = ppo.train(
             Args(env_id="worlds:Masked", total_timesteps=192, num_steps=16, anneal_clip=True, compile=compiled)
