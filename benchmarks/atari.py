@@ -1,27 +1,27 @@
 """Where the time of `ppo_atari.py` goes: its parts alone, the machine's matrix rate, and the whole.
 
     python benchmarks/atari.py
-    python benchmarks/atari.py --num-envs 64 --num-minibatches 16 --device cuda
+    python benchmarks/atari.py --device cuda --compile --num-envs 8 32 64 128    # what share of the emulators' speed
 
 For one iteration of Breakout, in milliseconds: stepping the environments with nothing else to do, acting, one pass
-over the rollout, all gradients, each repeated alone; what is left of the whole iteration is what they cost each other,
-and everything else. Beside them, how long the same arithmetic takes at the rate of a large matrix product. Each figure
-is the median over rounds, in turns. Results: `benchmarks/results/atari_N.json`, with N environments.
+over the rollout, the update, each repeated alone (see `ceilings.py`); what is left of the whole iteration is what they
+cost each other, and everything else. Beside them, how long the same arithmetic takes at the rate of a large matrix
+product. Each figure is the median over rounds, in turns; the share is the median of the shares within rounds. Results:
+`benchmarks/results/atari_DEVICE_N.json`, with N environments.
 """
 
 import argparse
 import json
-import os
+import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-import numpy as np
 import torch
-from speed import HERE, steady_speed
+from ceilings import Learner, emulators, frames_buffer, seconds_per_call
+from speed import HERE, machine, steady_speed
 
 sys.path.insert(0, str(HERE.parent))
 import ppo_atari as ppo
@@ -31,110 +31,84 @@ LAYERS = [2 * 20 * 20 * 32 * 4 * 64, 2 * 9 * 9 * 64 * 32 * 16, 2 * 7 * 7 * 64 * 
 FORWARD, BACKWARD = sum(LAYERS), 2 * sum(LAYERS) - LAYERS[0]  # frames need no gradient
 
 
-def clock(function, repeats: int, device: torch.device) -> float:
-    """Milliseconds of `repeats` calls, after one that does not count."""
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        function()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return 1000 * (time.perf_counter() - start)
-
-
 def parts(args: ppo.Args, device: torch.device) -> dict[str, float]:
-    """Milliseconds per iteration of each part alone."""
-    N, T = args.num_envs, args.num_steps
+    """Milliseconds per iteration of each part alone, after a warm-up, and operations per second of a matrix product."""
     envs = ppo.make_envs(args)
-    frames, _ = envs.reset(seed=1)
-    rng = np.random.default_rng(1)
-    agent = ppo.Agent(envs, args).to(device)
-    agent.trunk.dtype = torch.bfloat16 if args.bf16 else torch.float32
-    params = [*agent.parameters()]
-    policy, frames = ppo.numpy_policy(agent), frames.reshape(N, -1)
-    rollout = torch.from_numpy(frames).to(device).repeat(T + 1, 1)
-    batch = {"obs": rollout, "actions": torch.zeros((T + 1) * N, 1, dtype=torch.int64, device=device)}
-    batch["forbidden"] = torch.zeros((T + 1) * N, *agent.missing.shape, dtype=torch.bool, device=device)
-    size = N * T // args.num_minibatches
-    order = torch.randperm(N * T, device=device)[:size]
-    with torch.no_grad():
-        batch["logprobs"], _, batch["values"] = agent.evaluate(batch)
-    numbers = {name: torch.randn(size, device=device) for name in ("advantages", "returns")}
-    numbers["weights"] = torch.full((size,), 1 / size, device=device)
-
-    def gradient() -> None:
-        minibatch = {name: x.index_select(0, order) for name, x in batch.items()}
-        ppo.compute_gradient(agent, params, minibatch | numbers, args.clip_coef, args)
-
-    actions = rng.integers(envs.single_action_space.n, size=(T, N))
-    times = {
-        "environments": clock(lambda: [envs.step(actions[t]) for t in range(T)], 1, device),
-        "acting": clock(lambda: policy(frames), T, device),
-        "values and log-probabilities": clock(torch.no_grad()(lambda: agent.evaluate(batch)), 1, device),
-        "gradients": clock(gradient, args.num_minibatches * args.update_epochs, device),
-    }
+    learner, obs = Learner(args, envs, device), frames_buffer(args, device)
     envs.close()
-    return times
+    a, b = torch.randn(2, 2048, 2048, device=device).to(learner.agent.trunk.dtype)
+    functions = {
+        "environments": emulators(args, 0, False),
+        "acting": lambda: [learner.actions(obs, t) for t in range(args.num_steps)],
+        "values and log-probabilities": learner.evaluate,
+        "update": learner.update,
+        "matrix rate": lambda: [a @ b for _ in range(10)],
+    }
+    for function in functions.values():
+        for _ in range(3):
+            function()
+    times = {name: 1000 * seconds_per_call(function, device, 0.5) for name, function in functions.items()}
+    return times | {"matrix rate": 1000 * 10 * 2 * 2048**3 / times["matrix rate"]}
 
 
-def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """Operations per second of a product of 2048 x 2048 matrices."""
-    a, b = torch.randn(2, 2048, 2048, device=device).to(dtype)
-    return 1000 * 10 * 2 * 2048**3 / clock(lambda: a @ b, 10, device)
-
-
-def whole(args: ppo.Args) -> float:
+def whole(args: ppo.Args, command: str, iterations: int) -> float:
     """Milliseconds per iteration of the script, in its steady state."""
+    batch_size = args.num_envs * args.num_steps
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            HERE.parent / "ppo_atari.py",
-            "--device",
-            args.device,
-            "--num-envs",
-            str(args.num_envs),
-        ]
-        command += ["--num-minibatches", str(args.num_minibatches), "--bf16" if args.bf16 else "--no-bf16"]
-        command += ["--total-timesteps", str(24 * args.num_envs * args.num_steps)]
-        subprocess.run(command, cwd=folder, check=True, capture_output=True)
-        return 1000 * args.num_envs * args.num_steps / steady_speed(next(Path(folder).glob("runs/*")))
+        full = [sys.executable, HERE.parent / "ppo_atari.py", *shlex.split(command)]
+        full += ["--total-timesteps", str(iterations * batch_size)]
+        subprocess.run(full, cwd=folder, check=True, capture_output=True)
+        return 1000 * batch_size / steady_speed(next(Path(folder).glob("runs/*")))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-envs", type=int, default=8)
+    parser.add_argument("--num-envs", type=int, nargs="+", default=[8])
     parser.add_argument("--num-minibatches", type=int, default=4)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--torch-deterministic", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument(
+        "--iterations", type=int, default=24, help="of the whole script, of which the first third is warm-up"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     options = vars(parser.parse_args())
-    rounds = options.pop("rounds")
-    args, device = ppo.Args(**options), torch.device(options["device"])
+    rounds, numbers, iterations = options.pop("rounds"), options.pop("num_envs"), options.pop("iterations")
+    device, flags = torch.device(options["device"]), ""
+    for name, value in options.items():
+        flag = name.replace("_", "-")
+        flags += f" --{'' if value else 'no-'}{flag}" if isinstance(value, bool) else f" --{flag} {value}"
+    (HERE / "results").mkdir(exist_ok=True)
+    for num_envs in numbers:
+        args, command, rows = ppo.Args(num_envs=num_envs, **options), f"--num-envs {num_envs}{flags}", {}
+        for _ in range(rounds):
+            found = parts(args, device) | {"the whole iteration": whole(args, command, iterations)}
+            for name, value in found.items():
+                rows.setdefault(name, []).append(value)
+            print({name: f"{value:,.4g}" for name, value in found.items()}, flush=True)
+        report(args, command, rows)
+        record = {"machine": machine(device), "command": f"ppo_atari.py {command}", "rounds": rows}
+        (HERE / "results" / f"atari_{device.type}_{num_envs}.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def report(args: ppo.Args, command: str, rows: dict[str, list[float]]) -> None:
     N, T = args.num_envs, args.num_steps
-    rows = {}
-    for _ in range(rounds):
-        found = parts(args, device) | {"the whole iteration": whole(args)}
-        found["matrix rate"] = matrix_rate(torch.bfloat16 if args.bf16 else torch.float32, device)
-        for name, value in found.items():
-            rows.setdefault(name, []).append(value)
-        print({name: f"{value:,.4g}" for name, value in found.items()}, flush=True)
     medians = {name: statistics.median(values) for name, values in rows.items()}
     rate, total = medians.pop("matrix rate"), medians.pop("the whole iteration")
+    shares = [alone / whole for alone, whole in zip(rows["environments"], rows["the whole iteration"], strict=True)]
     work = {"acting": N * T * FORWARD, "values and log-probabilities": N * (T + 1) * FORWARD}
-    work["gradients"] = args.update_epochs * N * T * (FORWARD + BACKWARD)
-    print(f"matrix rate {rate / 1e9:,.0f} GFLOP/s; the whole: {1000 * N * T / total:,.0f} steps per second")
+    work["update"] = args.update_epochs * N * T * (FORWARD + BACKWARD)
+    spread = f"{statistics.median(shares):.0%} ({min(shares):.0%} to {max(shares):.0%})"
+    print(f"\nppo_atari.py {command}: {1000 * N * T / total:,.0f} steps per second, {spread} of its emulators' alone;")
+    print(f"matrix rate {rate / 1e9:,.0f} GFLOP/s\n")
     print("| part | alone, ms per iteration | share of the iteration | its arithmetic at the matrix rate, ms |")
     print("| --- | --- | --- | --- |")
     medians["the rest"] = total - sum(medians.values())
     for name, value in (medians | {"the whole iteration": total}).items():
         least = sum(work.values()) if name == "the whole iteration" else work.get(name)
-        least = "" if least is None else f"{1000 * least / rate:,.0f}"
-        print(f"| {name} | {value:,.0f} | {value / total:.0%} | {least} |")
-    record = {"cores": os.cpu_count(), "arguments": options, "rounds": rows}
-    (HERE / "results").mkdir(exist_ok=True)
-    (HERE / "results" / f"atari_{N}.json").write_text(json.dumps(record, indent=2) + "\n")
+        least = "" if least is None else f"{1000 * least / rate:,.3g}"
+        print(f"| {name} | {value:,.3g} | {value / total:.0%} | {least} |")
 
 
 if __name__ == "__main__":

@@ -3,10 +3,14 @@
     python benchmarks/learning.py CartPole-v1 Acrobot-v1      # or any other name of RUNS; all if none is given
     python benchmarks/learning.py Hopper-v5 --seeds 3 7       # these seeds only, beside those already there
     python benchmarks/learning.py Pong --seeds 1 2 --processes 1                # one after the other, on all cores
+    python benchmarks/learning.py Breakout-10M --seeds 1 --device cuda --runs FOLDER --minutes 9     # again to go on
     python benchmarks/learning.py --plot                      # draw results/learning*.png from what is there
 
 The return of a run is the mean of its last 100 training episodes (actions sampled, not the best ones), the interval is
-the 95% interval of the mean over seeds (Student's t). Results, seed by seed: `benchmarks/results/learning_*.json`.
+the 95% interval of the mean over seeds (Student's t). Results, seed by seed: `benchmarks/results/learning_*.json`, with
+the device in the name if `--device` was given; the seconds of a curve count from the start of training, interpreter and
+compilation included. With `--runs`, runs are kept in that folder; those that `--minutes` stopped go on, with the same
+command, where they were, and their seconds add up.
 """
 
 import argparse
@@ -16,13 +20,17 @@ import math
 import multiprocessing
 import os
 import shlex
+import signal
 import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
+STARTED = time.time()  # of each process: before PyTorch is imported
 HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
 sys.path.insert(0, str(HERE.parent))
 
 # name: (script and arguments, mean return to reach)
@@ -60,35 +68,82 @@ RUNS["Pong"] = (
     " --update-epochs 3 --learning-rate 1e-3 --clip-coef 0.2 --stop-return 18",
     18,
 )
+# For a GPU: published runs of 10M steps, Pong to the end, and what bfloat16 costs
+RUNS["Breakout-10M"] = ("ppo_atari.py --compile", 400)
+RUNS["Pong-20"] = (RUNS["Pong"][0].replace("--stop-return 18", "--stop-return 20 --compile"), 20)
+RUNS["Breakout-float32"] = (f"{RUNS['Breakout'][0]} --no-bf16", None)
 T_95 = [math.nan, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26]  # by degrees of freedom; beyond, 2.26
 
 
-def train_seed(job: tuple[str, int, int]) -> tuple[str, dict]:
-    """One run in a process of its own: its name, and its return, seconds, and learning curve in 50 bins."""
-    name, seed, threads = job
+class Job(NamedTuple):
+    name: str
+    seed: int
+    device: str | None
+    threads: int
+    folder: str | None
+    minutes: float
+
+
+def command_of(name: str, device: str | None) -> str:
+    return RUNS[name][0] + (f" --device {device}" if device else "")
+
+
+def train_seed(job: Job) -> tuple[Job, dict]:
+    """One run in a process of its own: its return, seconds, and learning curve in 50 bins."""
     import torch
-    import tyro
+    from speed import machine
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    script, *arguments = shlex.split(RUNS[name][0])
+    script, *arguments = shlex.split(command_of(job.name, job.device))
     ppo = importlib.import_module(Path(script).stem)
-    torch.set_num_threads(threads)
-    log = Path(tempfile.gettempdir(), f"learning_{name}_{seed}.log")  # its progress
-    with tempfile.TemporaryDirectory() as folder, open(log, "w") as sys.stdout:
+    torch.set_num_threads(job.threads)
+    log = Path(tempfile.gettempdir(), f"learning_{job.name}_{job.seed}.log")  # its progress
+    with tempfile.TemporaryDirectory() as temporary, open(log, "w") as sys.stdout:
+        folder = Path(job.folder, f"{job.name}_{job.seed}").resolve() if job.folder else Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
         os.chdir(folder)
-        start = time.time()
-        result = ppo.train(tyro.cli(ppo.Args, args=[*arguments, "--seed", str(seed)]))
-        seconds = time.time() - start
-        events = EventAccumulator(str(result["run_dir"]), {"scalars": 0}).Reload().Scalars("charts/episodic_return")
+        sessions = Path("sessions.json")  # when each began and ended
+        times = json.loads(sessions.read_text()) if sessions.exists() else []
+        if times:
+            run_dir = next(folder.glob("runs/*")).relative_to(folder)
+            times[-1][1] = times[-1][1] or (run_dir / "checkpoint.pt").stat().st_mtime  # it was killed: what is left
+            arguments = ["--resume", str(run_dir)]
+        else:
+            arguments += ["--seed", str(job.seed)]
+        signal.signal(signal.SIGALRM, ppo.request_stop)
+        signal.alarm(math.ceil(60 * job.minutes))
+        times.append([STARTED, None])
+        sessions.write_text(json.dumps(times))
+        try:
+            result = ppo.train(ppo.parse_args(arguments))
+        except SystemExit as stopped:
+            if stopped.code != 128 + signal.SIGALRM:
+                raise
+            result = None
+        signal.alarm(0)
+        times[-1][1] = time.time()
+        sessions.write_text(json.dumps(times))
+        run_dir = next(folder.glob("runs/*"))
+        events = EventAccumulator(str(run_dir), {"scalars": 0}).Reload()
+        speeds = events.Scalars("charts/SPS")  # one for each iteration
+        events = events.Scalars("charts/episodic_return")
         os.chdir("/")
+
+    def elapsed(moment: float) -> float:
+        return sum(min(moment, end) - begin for begin, end in times if begin < moment)
+
+    run = {"seed": job.seed, "seconds": round(elapsed(math.inf), 1), "steps": speeds[-1].step}
+    if not result:
+        return job, run
     curve = []
     for i in range(50):
         low, high = result["global_step"] * i / 50, result["global_step"] * (i + 1) / 50
         inside = [event.value for event in events if low < event.step <= high]
-        curve.append([round(high), round(statistics.mean(inside), 2) if inside else None])
+        clock = elapsed(max((event.wall_time for event in speeds if event.step <= high), default=0))
+        curve.append([round(high), round(statistics.mean(inside), 2) if inside else None, round(clock, 1)])
     returns = [episode[0] for episode in result["episodes"]]
-    run = {"seed": seed, "return": round(statistics.mean(returns), 2), "seconds": round(seconds, 1), "curve": curve}
-    return name, run | {"steps": result["global_step"], "threads": threads}
+    run |= {"return": round(statistics.mean(returns), 2), "curve": curve, "threads": job.threads}
+    return job, run | {"machine": machine(next(result["agent"].parameters()).device)}
 
 
 def summary(results: list[dict]) -> tuple[float, float]:
@@ -101,15 +156,17 @@ def summary(results: list[dict]) -> tuple[float, float]:
     )
 
 
-def curves(axes, name: str, color: str, label: str) -> None:
-    """The seeds of one row of RUNS, thin, and their mean where all ran for as many steps."""
-    results = json.loads((HERE / "results" / f"learning_{name}.json").read_text())["runs"]
+def curves(axes, name: str, color: str, label: str, over_time: bool = False) -> None:
+    """The seeds of one row of RUNS, thin, and their mean where all ran for as many steps; or over minutes."""
+    results = json.loads((RESULTS / f"learning_{name}.json").read_text())["runs"]
     columns = list(zip(*[result["curve"] for result in results], strict=True))
-    values = [sorted(value for _, value in column if value is not None) for column in columns]
-    together = len({column[0] for column in columns[-1]}) == 1
+    values = [sorted(value for _, value, *_ in column if value is not None) for column in columns]
+    together = len({column[0] for column in columns[-1]}) == 1 and not over_time
     for result in results:
         width = {"alpha": 0.25, "linewidth": 0.8} if together else {"label": f"seed {result['seed']}"}
-        axes.plot(*zip(*result["curve"], strict=True), color=color if together else None, **width)
+        steps, returns, *clock = zip(*result["curve"], strict=True)
+        x = [seconds / 60 for seconds in clock[0]] if over_time else steps
+        axes.plot(x, returns, color=color if together else None, **width)
     if not together:
         return
     means = [statistics.mean(column) if column else math.nan for column in values]
@@ -121,25 +178,29 @@ def plot() -> None:
 
     discrete = [name for name, (command, _) in RUNS.items() if command.startswith("ppo.py")]
     continuous = [name for name in RUNS if f"{name}-fast" in RUNS]
+    gpu = [f"{name}_cuda" for name in ("Pong-20", "Breakout-10M") if (RESULTS / f"learning_{name}_cuda.json").exists()]
     for file, names, shape in (
         ("learning", discrete, (2, 2)),
         ("learning_continuous", continuous, (2, 3)),
         ("learning_atari", ["Pong", "Breakout"], (1, 2)),
+        *([("learning_gpu", gpu, (1, 2))] if gpu else []),
     ):
         figure, all_axes = plt.subplots(*shape, figsize=(5 * shape[1], 3.25 * shape[0]), layout="constrained")
         for axes in all_axes.flat[len(names) :]:
             axes.axis("off")
         for axes, name in zip(all_axes.flat, names, strict=False):
-            curves(axes, name, "C0", "defaults" if names is continuous else "mean of the seeds")
+            over_time, row = names is gpu, name.removesuffix("_cuda")
+            curves(axes, name, "C0", "defaults" if names is continuous else "mean of the seeds", over_time)
             if f"{name}-fast" in RUNS:
                 curves(axes, f"{name}-fast", "C1", "fast recipe")
-            target = RUNS[name][1]
+            target = RUNS[row][1]
             if target is not None:
                 axes.axhline(target, color="0.4", linestyle=":", label=f"target {target}")
-            axes.set(title=name, xlabel="environment steps", ylabel="episodic return")
+            unit = "minutes of wall clock" if over_time else "environment steps"
+            axes.set(title=row, xlabel=unit, ylabel="episodic return")
             axes.legend(loc="lower right")
             axes.grid(alpha=0.2)
-        figure.savefig(HERE / "results" / f"{file}.png", dpi=110)
+        figure.savefig(RESULTS / f"{file}.png", dpi=110)
 
 
 def main() -> None:
@@ -147,25 +208,36 @@ def main() -> None:
     parser.add_argument("names", nargs="*", choices=[*RUNS, []])
     parser.add_argument("--seeds", type=int, nargs="+", default=[*range(1, 11)])
     parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--device", help="where to train; else where the script does by itself")
+    parser.add_argument("--runs", help="folder to keep runs in, and to go on with those that are there")
+    parser.add_argument("--minutes", type=float, default=0, help="stop and save a run after so many; needs --runs")
     parser.add_argument("--plot", action="store_true")
     args = parser.parse_args()
     if args.plot:
         return plot()
-    (HERE / "results").mkdir(exist_ok=True)
-    threads = max(1, os.cpu_count() // args.processes)
-    jobs = [(name, seed, threads) for seed in args.seeds for name in args.names or RUNS]
+    if args.minutes and not args.runs:
+        parser.error("--minutes needs --runs, where the run is kept")
+    RESULTS.mkdir(exist_ok=True)
+    threads, folder = max(1, os.cpu_count() // args.processes), args.runs and str(Path(args.runs).resolve())
+    rest = (args.device, threads, folder, args.minutes)
+    jobs = [Job(name, seed, *rest) for seed in args.seeds for name in args.names or RUNS]
     with multiprocessing.get_context("spawn").Pool(args.processes, maxtasksperchild=1) as pool:
-        for name, result in pool.imap_unordered(train_seed, jobs):
-            command, target = RUNS[name]
-            file = HERE / "results" / f"learning_{name}.json"
+        for job, result in pool.imap_unordered(train_seed, jobs):
+            if "return" not in result:
+                stopped = f"stopped after {result['steps']:,} steps and {result['seconds']} s"
+                print(f"{job.name} seed {job.seed}: {stopped}; the same command goes on", flush=True)
+                continue
+            target = RUNS[job.name][1]
+            file = RESULTS / f"learning_{job.name}{f'_{job.device}' if job.device else ''}.json"
             runs = json.loads(file.read_text())["runs"] if file.exists() else []
             runs = sorted(
                 [run for run in runs if run["seed"] != result["seed"]] + [result], key=lambda run: run["seed"]
             )
             mean, half = summary(runs)
-            print(f"{name} seed {result['seed']}: {result['return']} in {result['seconds']} s", flush=True)
+            print(f"{job.name} seed {job.seed}: {result['return']} in {result['seconds']} s", flush=True)
             print(f"  {len(runs)} seeds: {mean:.1f} ± {half:.1f} (target {target})", flush=True)
-            record = {"command": f"python {command}", "mean": mean, "interval_95": half, "runs": runs}
+            command = f"python {command_of(job.name, job.device)}"
+            record = {"command": command, "mean": mean, "interval_95": half, "runs": runs}
             file.write_text(json.dumps(record) + "\n")
 
 

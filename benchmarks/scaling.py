@@ -1,10 +1,12 @@
-"""How the scripts scale with the number of environments: steps per second and memory, on the CPU.
+"""How the scripts scale with the number of environments: steps per second and memory.
 
     python benchmarks/scaling.py                  # ppo.py on CartPole-v1
     python benchmarks/scaling.py Hopper-v5        # ppo_continuous.py, with gymnasium's environments and EnvPool's
     python benchmarks/scaling.py BreakoutNoFrameskip-v4     # ppo_atari.py
+    python benchmarks/scaling.py CartPole-v1-devices Hopper-v5-devices      # from which number on a GPU wins
 
-Rollouts of 128 steps, in 4 minibatches (Hopper: 8), so minibatches grow with the number of environments.
+Rollouts of 128 steps, in 4 minibatches (Hopper: 8), so minibatches grow with the number of environments. All run on the
+CPU, but for the tables of devices, which have columns for the GPU where there is one.
 Each figure is the median over `--rounds` runs, in turns; speed is the steady state (see `speed.py`), memory the largest
 resident set of the process. Results: `benchmarks/results/scaling_*.json`.
 """
@@ -17,10 +19,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from speed import HERE, steady_speed
+import torch
+from speed import HERE, machine, steady_speed
 
-HOPPER = "ppo_continuous.py --num-steps 128 --num-minibatches 8 --compile"
-# environment: numbers of environments, least number of steps and iterations, and columns: {name: script and arguments}
+HOPPER = "ppo_continuous.py --num-steps 128 --num-minibatches 8"
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+# table: numbers of environments, least number of steps and iterations, and columns: {name: script and arguments}
 TABLES = {
     "CartPole-v1": (
         [1, 4, 16, 64, 256, 1024],
@@ -30,14 +34,25 @@ TABLES = {
     "Hopper-v5": (
         [1, 4, 16, 64, 256],
         (20_000, 9),
-        {"gymnasium": HOPPER, "EnvPool": f"{HOPPER} --vectorization envpool"},
+        {"gymnasium": f"{HOPPER} --compile", "EnvPool": f"{HOPPER} --compile --vectorization envpool"},
     ),
     "BreakoutNoFrameskip-v4": (
         [1, 8, 32, 128],
         (9_216, 4),
-        {"ppo_atari.py": "ppo_atari.py", "ppo_atari.py --no-bf16": "ppo_atari.py --no-bf16"},
+        {
+            "ppo_atari.py": "ppo_atari.py --device cpu",
+            "ppo_atari.py --no-bf16": "ppo_atari.py --device cpu --no-bf16",
+        },
     ),
 }
+for table, numbers, least, command in (
+    ("CartPole-v1-devices", [4, 64, 1024, 4096], (30_000, 9), "ppo.py"),
+    ("Hopper-v5-devices", [1, 16, 256, 1024], (20_000, 9), f"{HOPPER} --vectorization envpool"),
+    ("BreakoutNoFrameskip-v4-devices", [8, 32, 128], (9_216, 6), "ppo_atari.py"),
+):
+    columns = {device: f"{command} --device {device}" for device in DEVICES}
+    columns |= {f"{device}, compiled": f"{command} --compile --device {device}" for device in DEVICES}
+    TABLES[table] = (numbers, least, columns)
 
 
 def run(env_id: str, command: str, num_envs: int, steps: int) -> tuple[float, float]:
@@ -55,27 +70,31 @@ def run(env_id: str, command: str, num_envs: int, steps: int) -> tuple[float, fl
         return steady_speed(next(Path(folder).glob("runs/*"))), usage.ru_maxrss / 1024
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("env_id", nargs="?", default="CartPole-v1", choices=TABLES)
-    parser.add_argument("--rounds", type=int, default=3)
-    args = parser.parse_args()
-    numbers, (least_steps, iterations), columns = TABLES[args.env_id]
-    results = {name: {n: [] for n in numbers} for name in columns}
-    for _ in range(args.rounds):
+def measure(table: str, rounds: int) -> None:
+    numbers, (least_steps, iterations), columns = TABLES[table]
+    env_id, results = table.removesuffix("-devices"), {name: {n: [] for n in numbers} for name in columns}
+    for _ in range(rounds):
         for n in numbers:
             for name, command in columns.items():
-                results[name][n].append(run(args.env_id, command, n, max(least_steps, 128 * n * iterations)))
+                results[name][n].append(run(env_id, command, n, max(least_steps, 128 * n * iterations)))
                 print(name, n, results[name][n][-1], flush=True)
-    first, second = columns
-    print(f"| environments | {first}, steps per second | {second} | memory, MiB | {second} |")
-    print("| --- | --- | --- | --- | --- |")
+    print("| environments | " + " | ".join(f"{name}, steps per second" for name in columns), end="")
+    print(" | " + " | ".join(f"{name}, MiB" for name in columns) + " |\n|" + " --- |" * (1 + 2 * len(columns)))
     for n in numbers:
-        medians = [[statistics.median(column) for column in zip(*results[name][n], strict=True)] for name in columns]
-        (speed, memory), (other_speed, other_memory) = medians
-        print(f"| {n} | {speed:,.0f} | {other_speed:,.0f} | {memory:,.0f} | {other_memory:,.0f} |")
-    record = {"commands": columns, "runs": results}
-    (HERE / "results" / f"scaling_{args.env_id}.json").write_text(json.dumps(record) + "\n")
+        medians = [[statistics.median(column) for column in zip(*rows[n], strict=True)] for rows in results.values()]
+        cells = [f"{value:,.0f}" for column in zip(*medians, strict=True) for value in column]
+        print(f"| {n} | " + " | ".join(cells) + " |")
+    record = {"machine": machine(DEVICES[-1]), "commands": columns, "runs": results}
+    (HERE / "results" / f"scaling_{table}.json").write_text(json.dumps(record) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", nargs="*", choices=[*TABLES, []])
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    for table in args.tables or ["CartPole-v1"]:
+        measure(table, args.rounds)
 
 
 if __name__ == "__main__":

@@ -14,15 +14,19 @@ to the first row. Results: `benchmarks/results/speed_*.json`.
 """
 
 import argparse
+import importlib.metadata
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -61,6 +65,23 @@ for env_id in ("HalfCheetah-v5", "Walker2d-v5", "InvertedPendulum-v5", "Pendulum
     }
 
 
+def machine(device: Any = "cpu") -> dict[str, str]:
+    """What a figure was measured on: processor, GPU with its driver, versions."""
+    import torch
+
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    found = {"cpu": f"{cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores"}
+    if torch.device(device).type == "cuda":
+        query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+        found["gpu"] = subprocess.run(query, capture_output=True, text=True).stdout.strip()
+        found["cuda"] = f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+    found["python"] = f"Python {platform.python_version()}"
+    for name in ("torch", "numpy", "gymnasium", "ale-py", "envpool", "mujoco"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = f"{name} {importlib.metadata.version(name)}"
+    return found
+
+
 def steady_speed(run_dir: Path) -> float:
     """Steps per second from the first third of a run on, by the clock of its TensorBoard events."""
     events = EventAccumulator(str(run_dir)).Reload().Scalars("charts/SPS")
@@ -72,7 +93,7 @@ def run(env_id: str, contender: str, steps: int) -> tuple[float, float]:
     """Steady steps per second and wall seconds of one contender's command."""
     script, *arguments = contender.split()
     with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/cache"}
+        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/cache", "CUDA_VISIBLE_DEVICES": ""}
         command = [sys.executable, HERE / script if script == "sb3.py" else HERE.parent / script, *arguments]
         command += ["--env-id", env_id, "--total-timesteps", str(steps)]
         start = time.time()

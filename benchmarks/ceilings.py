@@ -1,0 +1,257 @@
+"""What limits `ppo_atari.py` on a machine: each of its parts alone, by number of environments.
+
+    python benchmarks/ceilings.py                                     # on the GPU where there is one, else on the CPU
+    python benchmarks/ceilings.py --device cpu --num-envs 8 --rounds 1
+    python benchmarks/ceilings.py --num-envs 8 128 --variants         # and what else the update could do
+
+Milliseconds of an iteration of Breakout at the script's defaults, but for the number of environments:
+
+* the emulators, which get random actions and have nothing to wait for, with one thread per core or half of that, free
+  or each bound to a core;
+* acting, from frames in memory to actions, eager and compiled;
+* both in turn, as the script does, and in halves, where one half of the environments steps while the policy looks at
+  the other;
+* one pass over the rollout for values and log-probabilities;
+* the update, which is all of an iteration's gradients and Adam, eager and compiled;
+* the copies: the rollout to the device, from pinned and from ordinary memory, and as many single steps' frames there
+  and outputs back.
+
+The best row of the emulators is the most that any script could reach on this machine. Everything is timed after a
+warm-up, for at least `--seconds`, the parts in turns; a figure is the median over rounds. Results:
+`benchmarks/results/ceilings_DEVICE.json`.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from speed import HERE, machine
+from torch.optim.adam import adam
+
+sys.path.insert(0, str(HERE.parent))
+import ppo_atari as ppo
+
+VARIANTS = {  # of the update: what is not a flag of the script is what the script could do
+    "--no-bf16": {"bf16": False},
+    "compiled, --no-bf16": {"bf16": False, "compile": True},
+    "--no-torch-deterministic": {"torch_deterministic": False},
+    "compiled, --no-torch-deterministic": {"torch_deterministic": False, "compile": True},
+    "compiled, cuDNN tries algorithms": {"benchmark": True, "compile": True},
+    "compiled, channels last": {"channels_last": True, "compile": True},
+}
+
+
+class Learner:
+    """An agent with a rollout, on a device: what `train` makes, and the steps that it takes."""
+
+    def __init__(
+        self, args: ppo.Args, envs, device: torch.device, benchmark: bool = False, channels_last: bool = False
+    ):
+        self.args, self.device, self.benchmark = args, device, benchmark
+        T, N = args.num_steps, args.num_envs
+        self.agent = ppo.Agent(envs, args).to(device)
+        self.agent.trunk.dtype = torch.bfloat16 if args.bf16 else torch.float32
+        if channels_last:
+            self.agent.trunk.to(memory_format=torch.channels_last)
+        self.params = [*self.agent.parameters()]
+        if not channels_last:  # whose weights are no views of one vector
+            self.flat = torch.nn.utils.parameters_to_vector(self.params).detach()
+            torch.nn.utils.vector_to_parameters(self.flat, self.params)
+        else:
+            self.flat = torch.zeros(sum(param.numel() for param in self.params), device=device)
+        self.adam = *torch.zeros(2, len(self.flat), device=device), torch.zeros((), device=device)
+        self.gradient, self.clip_coef = ppo.compute_gradient, torch.full((), args.clip_coef, device=device)
+        if args.compile:
+            torch._dynamo.config.trace_autograd_ops = True
+            options = {"triton.cudagraphs": True} if device.type == "cuda" else {}
+            self.gradient = torch.compile(ppo.compute_gradient, fullgraph=True, dynamic=False, options=options)
+            self.agent.act = torch.compile(self.agent.act, fullgraph=True, dynamic=False, options=options)
+        self.act = ppo.numpy_policy(self.agent)
+        self.rng = np.random.default_rng(1)
+        self.forbidden = np.broadcast_to(self.agent.missing, (N, *self.agent.missing.shape))
+        noise = self.agent.noise(self.rng, T, N)
+        self.noise = [noise[t] for t in range(T)]
+        samples, rng = (T + 1) * N, torch.Generator(device).manual_seed(1)
+        obs = torch.randint(0, 256, (samples, 4 * 84 * 84), dtype=torch.uint8, device=device, generator=rng)
+        self.batch = {"obs": obs, "actions": torch.zeros(samples, 1, dtype=torch.int64, device=device)}
+        self.batch["forbidden"] = torch.zeros(samples, *self.agent.missing.shape, dtype=torch.bool, device=device)
+        self.evaluate()
+        for name in ("advantages", "returns"):
+            self.batch[name] = torch.randn(samples, device=device, generator=rng)
+        self.batch["valid"] = torch.ones(samples, dtype=torch.bool, device=device)
+
+    def actions(self, obs: np.ndarray, t: int = 0, part: slice = slice(None)) -> np.ndarray:
+        return ppo.sample_actions(self.act(obs), self.forbidden[part], self.noise[t][part])[:, 0]
+
+    @torch.no_grad()
+    def evaluate(self) -> None:
+        self.batch["logprobs"], _, self.batch["values"] = self.agent.evaluate(self.batch)
+
+    def update(self) -> None:
+        args, options = (
+            self.args,
+            {"beta1": 0.9, "beta2": 0.999, "weight_decay": 0, "amsgrad": False, "maximize": False},
+        )
+        if self.device.type == "cuda":
+            torch.use_deterministic_algorithms(args.torch_deterministic)
+            torch.utils.deterministic.fill_uninitialized_memory = False
+            torch.backends.cudnn.benchmark = self.benchmark
+        mean, square, step = self.adam
+        for _ in range(args.update_epochs):
+            order = torch.randperm(args.num_envs * args.num_steps).to(self.device).view(args.num_minibatches, -1)
+            epoch = {name: x[order] for name, x in self.batch.items() if name != "obs"}
+            epoch |= ppo.weigh_minibatches(epoch.pop("valid"), epoch["advantages"], args.norm_adv)
+            for i in range(args.num_minibatches):
+                minibatch = {name: x[i] for name, x in epoch.items()}
+                minibatch["obs"] = self.batch["obs"].index_select(0, order[i])
+                grad, diagnosis = self.gradient(self.agent, self.params, minibatch, self.clip_coef, args)
+                torch.stack([*diagnosis.values()])
+                # With a learning rate of 0 all rounds do the same
+                adam([self.flat], [grad], [mean], [square], [], [step], lr=0.0, eps=1e-5, fused=True, **options)
+
+
+def emulators(args: ppo.Args, threads: int, bound: bool) -> Callable[[], None]:
+    """Steps an iteration with random actions."""
+    envs = ppo.make_envs(args, num_threads=threads, thread_affinity_offset=0 if bound else -1)
+    envs.reset(seed=1)
+    actions = np.random.default_rng(1).integers(envs.single_action_space.n, size=(args.num_steps, args.num_envs))
+    return lambda: [envs.step(actions[t]) for t in range(args.num_steps)]
+
+
+def frames_buffer(args: ppo.Args, device: torch.device) -> np.ndarray:
+    """Where observations go to be copied to the device, as in the script."""
+    shape = (args.num_envs, 4 * 84 * 84)
+    return torch.zeros(shape, dtype=torch.uint8, pin_memory=device.type == "cuda").numpy()
+
+
+def in_turn(args: ppo.Args, learner: Learner, halves: int) -> Callable[[], None]:
+    """Collects an iteration, with the environments in one group, or in two of which one steps while the other waits."""
+    N = args.num_envs // halves
+    groups = [ppo.make_envs(ppo.replace(args, num_envs=N)) for _ in range(halves)]
+    parts = [slice(i * N, (i + 1) * N) for i in range(halves)]
+    obs = frames_buffer(args, learner.device)
+    for part, envs in zip(parts, groups, strict=True):
+        obs[part] = envs.reset(seed=part.start)[0].reshape(N, -1)
+        if halves > 1:
+            envs.send(learner.actions(obs[part], 0, part))
+
+    def collect() -> None:
+        for t in range(args.num_steps):
+            for part, envs in zip(parts, groups, strict=True):
+                if halves > 1:
+                    obs[part] = envs.recv()[0].reshape(N, -1)
+                    envs.send(learner.actions(obs[part], t, part))
+                else:
+                    obs[part] = envs.step(learner.actions(obs[part], t, part))[0].reshape(N, -1)
+
+    return collect
+
+
+def copies(args: ppo.Args, learner: Learner) -> dict[str, Callable[[], None]]:
+    """Of an iteration's frames to the device, and of the policy's outputs back."""
+    T, N, device = args.num_steps, args.num_envs, learner.device
+    rollout = torch.zeros(T + 1, N, 4 * 84 * 84, dtype=torch.uint8)
+    pinned = torch.zeros(rollout.shape, dtype=torch.uint8, pin_memory=device.type == "cuda").numpy()
+    outputs = torch.zeros(N, learner.agent.missing.size, device=device)
+    return {
+        "copy of the rollout, pinned": lambda: torch.from_numpy(pinned).to(device, non_blocking=True, copy=True),
+        "copy of the rollout, not pinned": lambda: rollout.to(device, copy=True),
+        "copies of each step's frames": lambda: [
+            torch.from_numpy(pinned[t]).to(device, non_blocking=True, copy=True) for t in range(T)
+        ],
+        "copies of each step's outputs": lambda: [outputs.to("cpu", copy=True).numpy() for t in range(T)],
+    }
+
+
+def seconds_per_call(function: Callable[[], None], device: torch.device, seconds: float) -> float:
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    wait()
+    start, calls = time.perf_counter(), 0
+    while not calls or time.perf_counter() - start < seconds:
+        function()
+        wait()
+        calls += 1
+    return (time.perf_counter() - start) / calls
+
+
+def parts(args: ppo.Args, device: torch.device, variants: bool) -> dict[str, Callable[[], None]]:
+    """What to time, by name: each does what an iteration needs."""
+    torch.compiler.reset()  # what was compiled for other sizes
+    envs = ppo.make_envs(args)
+    found, cores = {}, os.cpu_count()
+    for threads in dict.fromkeys(min(args.num_envs, n) for n in (cores, max(1, cores // 2))):
+        for bound in (False, True):
+            name = f"emulators, {threads} threads{', bound' if bound else ''}"
+            found[name] = emulators(args, threads, bound)
+    obs = frames_buffer(args, device)
+    for compiled in (False, True):
+        learner, suffix = Learner(ppo.replace(args, compile=compiled), envs, device), ", compiled" * compiled
+        found[f"acting{suffix}"] = lambda learner=learner: [learner.actions(obs, t) for t in range(args.num_steps)]
+        found[f"acting and stepping in turn{suffix}"] = in_turn(args, learner, 1)
+        if args.num_envs > 1:
+            found[f"acting and stepping in halves{suffix}"] = in_turn(args, learner, 2)
+        found[f"update{suffix}"] = learner.update
+        if not compiled:
+            found["values and log-probabilities"] = learner.evaluate
+            found |= copies(args, learner)
+    for name, changes in VARIANTS.items() if variants else ():
+        flags = {name: value for name, value in changes.items() if hasattr(args, name)}
+        others = {name: value for name, value in changes.items() if name not in flags}
+        found[f"update, {name}"] = Learner(ppo.replace(args, **flags), envs, device, **others).update
+    envs.close()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num-envs", type=int, nargs="+", default=[8, 32, 64, 128])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--variants", action="store_true", help="of the update, too, for the first number of environments"
+    )
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement, at least")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    device, times = torch.device(options.device), {}
+    record = {"machine": machine(device), "milliseconds": times}
+    (HERE / "results").mkdir(exist_ok=True)
+    for num_envs in options.num_envs:
+        args, rows = ppo.Args(num_envs=num_envs), times.setdefault(num_envs, {})
+        functions = parts(args, device, options.variants and num_envs == options.num_envs[0])
+        for name, function in functions.items():  # also compiles
+            for _ in range(3):  # a CUDA graph is recorded in the second call, and replayed from the third on
+                function()
+            print(f"{num_envs} environments, warm: {name}", file=sys.stderr, flush=True)
+        for _ in range(options.rounds):
+            for name, function in functions.items():
+                rows.setdefault(name, []).append(1000 * seconds_per_call(function, device, options.seconds))
+                print(f"{num_envs} environments, {name}: {rows[name][-1]:,.3g} ms", file=sys.stderr, flush=True)
+        (HERE / "results" / f"ceilings_{device.type}.json").write_text(json.dumps(record) + "\n")
+        del functions
+    medians = {n: {name: statistics.median(row) for name, row in rows.items()} for n, rows in times.items()}
+    print(", ".join(str(value) for value in record["machine"].values()))
+    print("| ms per iteration of 128 steps | " + " | ".join(f"{n} environments" for n in medians) + " |")
+    print("| --- |" + " --- |" * len(medians))
+    for name in dict.fromkeys(name for rows in medians.values() for name in rows):
+        cells = [f"{rows[name]:,.3g}" if name in rows else "" for rows in medians.values()]
+        print(f"| {name} | " + " | ".join(cells) + " |")
+    print("| **steps per second of the emulators alone** | ", end="")
+    fastest = {n: min(v for name, v in rows.items() if name.startswith("emulators")) for n, rows in medians.items()}
+    print(" | ".join(f"{1000 * n * args.num_steps / fastest[n]:,.0f}" for n in medians) + " |")
+    for collecting in ("in turn", "in halves"):
+        print(f"| collected {collecting}, compiled, share of that | ", end="")
+        times = [rows.get(f"acting and stepping {collecting}, compiled", np.inf) for rows in medians.values()]
+        print(" | ".join(f"{fastest[n] / time:.0%}" for n, time in zip(medians, times, strict=True)) + " |")
+
+
+if __name__ == "__main__":
+    main()
