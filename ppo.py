@@ -81,7 +81,8 @@ class Args:
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps; auto is CUDA for pixels, where there is one, and else the CPU"""
     compile: bool = False
-    """compile loss and gradient (needs a C++ compiler): a slower first start, then faster steps for small networks"""
+    """compile loss, gradient, and acting on pixels (needs a C++ compiler), on CUDA as graphs: a slower first start, then
+    faster steps for small networks"""
     track: bool = False
     """log to Weights & Biases too: curves, arguments, this file, videos (WANDB_MODE=offline does it without network)"""
     wandb_project_name: str = "ppo"
