@@ -777,6 +777,7 @@ def train(args: Args) -> dict[str, Any]:
     adam_options = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-5, "weight_decay": 0, "amsgrad": False, "maximize": False}
     gradient = compute_gradient
     if args.compile:
+        warnings.filterwarnings("ignore", module=r"torch\._inductor")  # hints on speed, across the progress bar
         torch._dynamo.config.trace_autograd_ops = True  # the backward pass in the same graph: 0.3 instead of 0.6 ms
         # C++ calls take a tenth less time. Not to probe what vector instructions the compiler knows halves the first
         # compilation; one so old that it does not know the machine's fails

@@ -72,8 +72,10 @@ def machine(device: Any = "cpu") -> dict[str, str]:
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     found = {"cpu": f"{cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores"}
     if torch.device(device).type == "cuda":
-        query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-        found["gpu"] = subprocess.run(query, capture_output=True, text=True).stdout.strip()
+        found["gpu"] = torch.cuda.get_device_name()
+        with suppress(OSError, IndexError):
+            query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+            found["driver"] = f"driver {subprocess.run(query, capture_output=True, text=True).stdout.split()[0]}"
         found["cuda"] = f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
     found["python"] = f"Python {platform.python_version()}"
     for name in ("torch", "numpy", "gymnasium", "ale-py", "envpool", "mujoco"):
