@@ -82,7 +82,7 @@ class Args:
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps; auto is CUDA for pixels, where there is one, and else the CPU"""
     compile: bool = False
-    """compile loss, gradient, and acting on pixels (needs a C++ compiler), on CUDA as graphs: a slower first start, then
+    """compile loss, gradient, and acting on pixels (needs a C++ compiler), on CUDA into graphs: a slower start, then
     faster steps for small networks"""
     track: bool = False
     """log to Weights & Biases too: curves, arguments, this file, videos (WANDB_MODE=offline does it without network)"""
@@ -842,7 +842,7 @@ def train(args: Args) -> dict[str, Any]:
     adam_options = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-5, "weight_decay": 0, "amsgrad": False, "maximize": False}
     gradient = compute_gradient
     if args.compile:
-        warnings.filterwarnings("ignore", module=r"torch\._inductor")  # hints on speed, across the progress bar
+        warnings.filterwarnings("ignore", r"TensorFloat32|\s*Online softmax")  # hints, across the progress bar
         torch._dynamo.config.trace_autograd_ops = True  # the backward pass in the same graph: 0.3 instead of 0.6 ms
         # C++ calls take a tenth less time. Not to probe what vector instructions the compiler knows halves the first
         # compilation; one so old that it does not know the machine's fails
@@ -1019,7 +1019,7 @@ def train(args: Args) -> dict[str, Any]:
         # Update: a few epochs over the batch, in minibatches that are shuffled anew each time (detail 6)
         diagnostics = []
         for _ in range(args.update_epochs):
-            order = torch.randperm(local_size).to(device).view(args.num_minibatches, -1)
+            order = torch.randperm(local_size).to(device, non_blocking=True).view(args.num_minibatches, -1)
             epoch = {name: x[order] for name, x in batch.items() if name != "obs"}  # which may be large
             epoch |= weigh_minibatches(epoch["valid"], epoch["advantages"], args.norm_adv)
             for i in range(args.num_minibatches):

@@ -23,6 +23,7 @@ warm-up, for at least `--seconds`, the parts in turns; a figure is the median ov
 """
 
 import argparse
+import gc
 import json
 import os
 import statistics
@@ -44,7 +45,6 @@ VARIANTS = {  # of the update: what is not a flag of the script is what the scri
     "compiled, --no-bf16": {"bf16": False, "compile": True},
     "--no-torch-deterministic": {"torch_deterministic": False},
     "compiled, --no-torch-deterministic": {"torch_deterministic": False, "compile": True},
-    "compiled, cuDNN tries algorithms": {"benchmark": True, "compile": True},
     "compiled, channels last": {"channels_last": True, "compile": True},
 }
 
@@ -53,7 +53,11 @@ class Learner:
     """An agent with a rollout, on a device: what `train` makes, and the steps that it takes."""
 
     def __init__(self, args: ppo.Args, envs: VectorEnv, device: torch.device, **variant: bool):
-        self.args, self.device, self.benchmark = args, device, variant.get("benchmark", False)
+        self.args, self.device = args, device
+        if device.type == "cuda":  # before anything is computed there, as in the script
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(args.torch_deterministic)
+            torch.utils.deterministic.fill_uninitialized_memory = False
         channels_last, by_hand = variant.get("channels_last"), variant.get("by_hand")
         T, N = args.num_steps, args.num_envs
         self.agent = ppo.Agent(envs, args).to(device)
@@ -116,13 +120,15 @@ class Learner:
             self.args,
             {"beta1": 0.9, "beta2": 0.999, "weight_decay": 0, "amsgrad": False, "maximize": False},
         )
-        if self.device.type == "cuda":
+        if self.device.type == "cuda":  # learners take turns
             torch.use_deterministic_algorithms(args.torch_deterministic)
-            torch.utils.deterministic.fill_uninitialized_memory = False
-            torch.backends.cudnn.benchmark = self.benchmark
         mean, square, step = self.adam
         for _ in range(args.update_epochs):
-            order = torch.randperm(args.num_envs * args.num_steps).to(self.device).view(args.num_minibatches, -1)
+            order = (
+                torch.randperm(args.num_envs * args.num_steps)
+                .to(self.device, non_blocking=True)
+                .view(args.num_minibatches, -1)
+            )
             epoch = {name: x[order] for name, x in self.batch.items() if name != "obs"}
             epoch |= ppo.weigh_minibatches(epoch.pop("valid"), epoch["advantages"], args.norm_adv)
             for i in range(args.num_minibatches):
@@ -237,10 +243,12 @@ def main() -> None:
     parser.add_argument(
         "--variants", action="store_true", help="of the update, too, for the first number of environments"
     )
+    parser.add_argument("--cudnn-benchmark", action="store_true", help="let cuDNN try its algorithms; does not repeat")
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement, at least")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     device, times = torch.device(options.device), {}
+    torch.backends.cudnn.benchmark = options.cudnn_benchmark
     record = {"machine": machine(device), "milliseconds": times}
     (HERE / "results").mkdir(exist_ok=True)
     for num_envs in options.num_envs:
@@ -255,7 +263,8 @@ def main() -> None:
                 rows.setdefault(name, []).append(1000 * seconds_per_call(function, device, options.seconds))
                 print(f"{num_envs} environments, {name}: {rows[name][-1]:,.3g} ms", file=sys.stderr, flush=True)
         (HERE / "results" / f"ceilings_{device.type}.json").write_text(json.dumps(record) + "\n")
-        del functions
+        del functions, function
+        gc.collect()
     medians = {n: {name: statistics.median(row) for name, row in rows.items()} for n, rows in times.items()}
     print(", ".join(str(value) for value in record["machine"].values()))
     print("| ms per iteration of 128 steps | " + " | ".join(f"{n} environments" for n in medians) + " |")

@@ -97,6 +97,7 @@ def train_seed(job: Job) -> tuple[Job, dict]:
     script, *arguments = shlex.split(command_of(job.name, job.device))
     ppo = importlib.import_module(Path(script).stem)
     torch.set_num_threads(job.threads)
+    torch.backends.cudnn.allow_tf32 = "--no-bf16" not in arguments  # else float32 would have 10 bits of 23
     log = Path(tempfile.gettempdir(), f"learning_{job.name}_{job.seed}.log")  # its progress
     with tempfile.TemporaryDirectory() as temporary, open(log, "w") as sys.stdout:
         folder = Path(job.folder, f"{job.name}_{job.seed}").resolve() if job.folder else Path(temporary)
@@ -104,12 +105,12 @@ def train_seed(job: Job) -> tuple[Job, dict]:
         os.chdir(folder)
         sessions = Path("sessions.json")  # when each began and ended
         times = json.loads(sessions.read_text()) if sessions.exists() else []
-        if times:
-            run_dir = next(folder.glob("runs/*")).relative_to(folder)
+        run_dir = next(Path().glob("runs/*"), None)
+        if run_dir and times:
             times[-1][1] = times[-1][1] or (run_dir / "checkpoint.pt").stat().st_mtime  # it was killed: what is left
             arguments = ["--resume", str(run_dir)]
         else:
-            arguments += ["--seed", str(job.seed)]
+            times, arguments = [], [*arguments, "--seed", str(job.seed)]
         signal.signal(signal.SIGALRM, ppo.request_stop)
         signal.alarm(math.ceil(60 * job.minutes))
         times.append([STARTED, None])
@@ -117,13 +118,13 @@ def train_seed(job: Job) -> tuple[Job, dict]:
         try:
             result = ppo.train(ppo.parse_args(arguments))
         except SystemExit as stopped:
-            if stopped.code != 128 + signal.SIGALRM:
-                raise
+            if stopped.code != 128 + signal.SIGALRM:  # a pool waits for ever for a process that exits
+                raise RuntimeError(f"{job.name}, seed {job.seed}: exit code {stopped.code}, see {log}") from None
             result = None
         signal.alarm(0)
         times[-1][1] = time.time()
         sessions.write_text(json.dumps(times))
-        run_dir = next(folder.glob("runs/*"))
+        run_dir = next(Path().glob("runs/*"))
         events = EventAccumulator(str(run_dir), {"scalars": 0}).Reload()
         speeds = events.Scalars("charts/SPS")  # one for each iteration
         events = events.Scalars("charts/episodic_return")

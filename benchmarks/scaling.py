@@ -12,6 +12,7 @@ resident set of the process. Results: `benchmarks/results/scaling_*.json`.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import statistics
@@ -23,6 +24,7 @@ import torch
 from speed import HERE, machine, steady_speed
 
 HOPPER = "ppo_continuous.py --num-steps 128 --num-minibatches 8"
+ENVPOOL = " --vectorization envpool" if importlib.util.find_spec("envpool") else ""
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 # table: numbers of environments, least number of steps and iterations, and columns: {name: script and arguments}
 TABLES = {
@@ -47,8 +49,7 @@ TABLES = {
 }
 for table, numbers, least, command in (
     ("CartPole-v1-devices", [4, 64, 1024, 4096], (30_000, 9), "ppo.py"),
-    ("Hopper-v5-devices", [1, 16, 256, 1024], (20_000, 9), f"{HOPPER} --vectorization envpool"),
-    ("BreakoutNoFrameskip-v4-devices", [8, 32, 128], (9_216, 6), "ppo_atari.py"),
+    ("Hopper-v5-devices", [1, 16, 256, 1024], (20_000, 9), f"{HOPPER}{ENVPOOL}"),
 ):
     columns = {device: f"{command} --device {device}" for device in DEVICES}
     columns |= {f"{device}, compiled": f"{command} --compile --device {device}" for device in DEVICES}

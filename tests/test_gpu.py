@@ -81,14 +81,18 @@ def test_observations_arrive_whole(train, device):
 @pytest.mark.parametrize("script", WORLDS)
 def test_same_seed_same_run(script, compiled, train, device):
     """Bit by bit, with `torch_deterministic`; for pixels in bfloat16, where the device has it."""
-    runs = [train(script, device, iterations=4, compile=compiled)[1] for _ in range(2)]
+    runs = []
+    for _ in range(2):
+        torch.compiler.reset()
+        runs.append(train(script, device, iterations=4, compile=compiled)[1])
     assert torch.equal(*runs)
 
 
+@torch._inductor.config.patch({"triton.cudagraph_or_error": True})
 @torch._dynamo.config.patch(error_on_recompile=True)
 @pytest.mark.parametrize("script", WORLDS)
 def test_compiled_agrees_with_eager(script, train, device):
-    """And is compiled once, whatever changes from iteration to iteration."""
+    """And is compiled once, whatever changes from iteration to iteration; on a GPU into graphs."""
     torch.compiler.reset()  # what other tests compiled
     changes = {"iterations": 3, "anneal_clip": True, "learning_rate": 1e-4}
     changes |= {"bf16": False} if script is ppo_atari else {}
