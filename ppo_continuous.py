@@ -439,7 +439,7 @@ def weigh_minibatches(valid: torch.Tensor, advantages: torch.Tensor, norm_adv: b
     return {"weights": weights, "advantages": advantages}
 
 
-def ppo_loss(agent: Agent, batch: dict, clip_coef: float, args: Args) -> tuple[torch.Tensor, dict]:
+def ppo_loss(agent: Agent, batch: dict, clip_coef: torch.Tensor, args: Args) -> tuple[torch.Tensor, dict]:
     """The loss of one minibatch of M samples (detail 10), to be minimised, and its diagnostics (detail 12).
 
     `batch`: obs (M, O), actions (M, C), and of (M,) each logprobs and values as they were when the data was collected,
@@ -477,7 +477,7 @@ def ppo_loss(agent: Agent, batch: dict, clip_coef: float, args: Args) -> tuple[t
     return loss, diagnostics
 
 
-def compute_gradient(agent: Agent, params: list, batch: dict, clip_coef: float, args: Args) -> tuple:
+def compute_gradient(agent: Agent, params: list, batch: dict, clip_coef: torch.Tensor, args: Args) -> tuple:
     """The gradient of the loss over all processes, in one vector and clipped (detail 11), and the diagnostics."""
     loss, diagnostics = ppo_loss(agent, batch, clip_coef, args)
     gradient = all_sum(torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, params)]))
@@ -931,7 +931,7 @@ def train(args: Args) -> dict[str, Any]:
         # Update: a few epochs over the batch, in minibatches that are shuffled anew each time (detail 6)
         diagnostics = []
         for _ in range(args.update_epochs):
-            order = torch.randperm(local_size).to(device, non_blocking=True).view(args.num_minibatches, -1)
+            order = torch.randperm(local_size).to(device).view(args.num_minibatches, -1)
             epoch = {name: x[order] for name, x in batch.items() if name != "obs"}  # which may be large
             epoch |= weigh_minibatches(epoch["valid"], epoch["advantages"], args.norm_adv)
             for i in range(args.num_minibatches):

@@ -124,11 +124,7 @@ class Learner:
             torch.use_deterministic_algorithms(args.torch_deterministic)
         mean, square, step = self.adam
         for _ in range(args.update_epochs):
-            order = (
-                torch.randperm(args.num_envs * args.num_steps)
-                .to(self.device, non_blocking=True)
-                .view(args.num_minibatches, -1)
-            )
+            order = torch.randperm(args.num_envs * args.num_steps).to(self.device).view(args.num_minibatches, -1)
             epoch = {name: x[order] for name, x in self.batch.items() if name != "obs"}
             epoch |= ppo.weigh_minibatches(epoch.pop("valid"), epoch["advantages"], args.norm_adv)
             for i in range(args.num_minibatches):
