@@ -726,8 +726,9 @@ def evaluate(args: Args) -> list[tuple[float, int]]:
 
 
 def follow_parent() -> None:
-    """In the process that films: leave Ctrl-C to the one that trains, and end when that is gone."""
+    """In the process that films: leave Ctrl-C and the cores to the one that trains, and end when that is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)  # with one for each core, as in training, both would wait for each other
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
 
 

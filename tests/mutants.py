@@ -1431,6 +1431,14 @@ DEVICES = [
         "test_gpu.py::test_each_process_works_on_its_own_device",
     ),
     Mutant(
+        "filming takes all cores",
+        DISCRETE,
+        "    torch.set_num_threads(1)  # with one",
+        "    # with one",
+        "one thread films, the others train",
+        "test_watching.py::TestVideos::test_the_filming_process_has_one_thread",
+    ),
+    Mutant(
         "compiled anew for each clip range",
         ALL,
         "        clip_coef = torch.full((), clip_coef, device=device)",

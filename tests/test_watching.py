@@ -7,6 +7,7 @@ import os
 import signal
 import struct
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import ClassVar
@@ -285,6 +286,12 @@ class TestVideos:
         out, err = process.communicate(timeout=60)
         assert (process.returncode, err) == (130, "")
         assert "Stopped: " in out
+
+    def test_the_filming_process_has_one_thread(self, monkeypatch):
+        """Whatever training has: else both wait for each other."""
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=ppo.follow_parent) as recorder:
+            assert recorder.submit(torch.get_num_threads).result() == 1
 
 
 class TestHealth:
