@@ -74,7 +74,10 @@ class Learner:
         self.gradient, self.clip_coef = ppo.compute_gradient, torch.full((), args.clip_coef, device=device)
         if args.compile:
             torch._dynamo.config.trace_autograd_ops = True
-            options = {"triton.cudagraphs": True} if device.type == "cuda" and not by_hand else {}
+            options = (
+                {"cpp_wrapper": True, "cpp.vec_isa_ok": True} if device.type == "cpu" else {"triton.cudagraphs": True}
+            )
+            options = {} if by_hand else options
             self.gradient = torch.compile(ppo.compute_gradient, fullgraph=True, dynamic=False, options=options)
             self.agent.act = torch.compile(self.agent.act, fullgraph=True, dynamic=False, options=options)
         self.act = ppo.numpy_policy(self.agent)
@@ -116,10 +119,8 @@ class Learner:
         self.batch["logprobs"], _, self.batch["values"] = self.agent.evaluate(self.batch)
 
     def update(self) -> None:
-        args, options = (
-            self.args,
-            {"beta1": 0.9, "beta2": 0.999, "weight_decay": 0, "amsgrad": False, "maximize": False},
-        )
+        args = self.args
+        options = {"beta1": 0.9, "beta2": 0.999, "weight_decay": 0, "amsgrad": False, "maximize": False}
         if self.device.type == "cuda":  # learners take turns
             torch.use_deterministic_algorithms(args.torch_deterministic)
         mean, square, step = self.adam
