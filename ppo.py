@@ -12,8 +12,8 @@ Proximal Policy Optimization"). T is num_steps, N environments, M samples, O obs
 
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["gymnasium[box2d,classic-control]==1.4.0", "numpy==2.4.6", "tensorboard==2.21.0", "torch==2.13.0",
-#     "tqdm==4.70.1", "tyro==1.0.17"]
+# dependencies = ["gymnasium[box2d,classic-control]==1.4.0",
+#     "numpy==2.4.6", "tensorboard==2.21.0", "torch==2.13.0", "tqdm==4.70.1", "tyro==1.0.17"]
 # ///
 
 import json
@@ -59,7 +59,7 @@ class Args:
     evaluate: str | None = None  # folder of a run, or a checkpoint, to play episodes with instead of training
     eval_episodes: int = 10  # episodes that --evaluate plays
     eval_greedy: bool = False  # in evaluation and films, take the most probable action instead of a sample
-    env_id: str = "CartPole-v1"  # environment; `module:EnvId` imports the module, also from this folder, to register it
+    env_id: str = "CartPole-v1"  # environment; `module:EnvId` imports the module that registers it, also from here
     vectorization: Literal["auto", "sync", "async", "vector_entry_point"] = "auto"  # async helps slow environments
     total_timesteps: int = 500_000  # steps of the whole run, over all environments; only whole iterations are run
     stop_return: float | None = None  # stop early, once the mean return of the last 100 episodes reaches this
@@ -114,9 +114,9 @@ def make_envs(args: Args, num_envs: int, video_folder: Path | None = None) -> gy
     except (gym.error.Error, ImportError) as error:
         sys.exit(f"error: --env-id {args.env_id}: {error} (your own: module:EnvId; an Atari game: ppo_atari.py)")
     actions, obs = envs.single_action_space, envs.single_observation_space
-    discrete = isinstance(actions, gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary)
-    if not discrete or not obs.is_np_flattenable or (obs.dtype == np.uint8 and np.prod(obs.shape) >= 1024):
-        sys.exit(f"error: {args.env_id} has {actions}, {obs}: try ppo_continuous.py (Box) or ppo_atari.py (pixels)")
+    fits = isinstance(actions, gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary)
+    if not fits or not obs.is_np_flattenable or (obs.dtype == np.uint8 and np.prod(obs.shape) >= 1024):
+        sys.exit(f"error: {args.env_id} has {actions}, {obs}: try ppo.py, ppo_continuous.py or ppo_atari.py (pixels)")
     if envs.metadata.get("autoreset_mode") is not gym.vector.AutoresetMode.NEXT_STEP:
         sys.exit(f"error: {args.env_id} must have metadata['autoreset_mode'] = AutoresetMode.NEXT_STEP")
     if not isinstance(obs, gym.spaces.Box) or len(obs.shape) != 1:
@@ -153,7 +153,7 @@ def linear(inputs: int, outputs: int, gain: float = 2**0.5) -> nn.Linear:
 
 
 class Agent(nn.Module):
-    """The policy, a categorical for each of C components of an action (detail 37), and the value function."""
+    """The policy and the value function, networks of their own (details 13, 26), and the statistics that they need."""
 
     def __init__(self, envs: gym.vector.VectorEnv, args: Args):
         super().__init__()
@@ -161,29 +161,29 @@ class Agent(nn.Module):
         choices = np.ravel(getattr(space, "nvec", np.full(space.shape, 2 if space.shape else space.n)))
         self.exists = np.arange(choices.max()) < choices[:, None]  # (C, K): some components have less than K choices
         self.norm_obs, self.obs_stats, self.return_stats = args.norm_obs, RunningMeanStd((size,)), RunningMeanStd()
-        last, value = linear(64, self.exists.size, 0.01), linear(64, 1, 1.0)  # actions are nearly uniform at the start
-        self.actor = nn.Sequential(linear(size, 64), nn.Tanh(), linear(64, 64), nn.Tanh(), last)
-        self.critic = nn.Sequential(linear(size, 64), nn.Tanh(), linear(64, 64), nn.Tanh(), value)  # detail 13
+        outputs = self.exists.size
+        self.actor = nn.Sequential(linear(size, 64), nn.Tanh(), linear(64, 64), nn.Tanh(), linear(64, outputs, 0.01))
+        self.critic = nn.Sequential(linear(size, 64), nn.Tanh(), linear(64, 64), nn.Tanh(), linear(64, 1, 1.0))
 
     def network(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Observations (M, O) → logits (M, C, K) and values (M,). Acting and learning share this: change it here."""
+        """Observations (M, O) → the policy's outputs, and values (M,). Acting and learning share it: change it here."""
         if self.norm_obs:  # details 28 and 29
             obs = ((obs - self.obs_stats.mean) / (self.obs_stats.var + 1e-8).sqrt()).clamp(-10, 10)
-        return self.actor(obs).view(-1, *self.exists.shape), self.critic(obs).squeeze(-1)
+        return self.actor(obs), self.critic(obs).squeeze(-1)
 
     def forward(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Log-probability of the actions and entropy of the policy, summed over components, and values: each (M,)."""
-        logits, values = self.network(batch["obs"])
-        logprobs = torch.where(batch["masks"], logits, -1e38).log_softmax(-1)  # not -inf: 0 * log 0 must be 0
+        """Log-probability of actions and entropy, summed over components (details 25, 37), and values: each (M,)."""
+        outputs, values = self.network(batch["obs"])
+        logprobs = torch.where(batch["masks"], outputs.view(batch["masks"].shape), -1e38).log_softmax(-1)  # not -inf
         logprob = logprobs.gather(-1, batch["actions"].unsqueeze(-1)).sum((-2, -1))
         return logprob, -(logprobs.exp() * logprobs).sum((-2, -1)), values
 
     def act(self, obs: np.ndarray, masks=None, noise=None, greedy: bool = False) -> np.ndarray:
-        """Actions (N, C) for observations (N, O): sampled, or with `greedy` the most probable, among `masks`."""
-        logits = self.policy(obs)
+        """Actions (N, C) for observations (N, O): sampled, or with `greedy` the most probable ones."""
+        outputs = self.policy(obs).reshape(-1, *self.exists.shape)
         if not greedy:  # the arg-max of logits plus Gumbel noise is a sample from their softmax
-            logits = logits + (self.noise(len(obs)) if noise is None else noise)
-        return np.where(self.exists if masks is None else masks, logits, -np.inf).argmax(-1)
+            outputs = outputs + (self.noise(len(obs)) if noise is None else noise)
+        return np.where(self.exists if masks is None else masks, outputs, -np.inf).argmax(-1)
 
     @torch.no_grad()
     def policy(self, obs: np.ndarray) -> np.ndarray:
@@ -195,7 +195,7 @@ class Agent(nn.Module):
             x = ((x - self.obs_stats.mean.numpy()) / np.sqrt(self.obs_stats.var.numpy() + 1e-8)).clip(-10, 10)
         for layer in self.layers:
             x = x @ layer[0].T + layer[1] if layer else np.tanh(x)
-        return x.reshape(-1, *self.exists.shape)
+        return x
 
     def noise(self, *shape: int) -> np.ndarray:
         return torch.empty(*shape, *self.exists.shape).exponential_().log().neg().numpy()
@@ -337,6 +337,7 @@ def train(args: Args) -> dict:
     if WORLD_SIZE > 1 and not dist.is_initialized():
         dist.init_process_group()  # gloo between CPUs, nccl between GPUs
     torch.manual_seed(args.seed)  # the same in all processes, so that they begin with the same parameters
+    env_seed = hash((args.seed, global_step, RANK)) % 2**31  # others in processes and in resumed runs
     envs = make_envs(args, N)
     agent = Agent(envs, args).to(device)
     params = [param for param in agent.parameters() if param.requires_grad]
@@ -358,7 +359,7 @@ def train(args: Args) -> dict:
     terminated, truncated, valid = np.zeros((3, T, N), bool)
     episode, discounted_return = np.zeros((2, N)), np.zeros(N)  # return and length so far, of running episodes
     ended = np.zeros(N, bool)  # by the last step, so that the next one only resets
-    obs[T], info = envs.reset(seed=hash((args.seed, global_step, RANK)) % 2**31)  # others in processes and resumed runs
+    obs[T], info = envs.reset(seed=env_seed)
     masks[T] = agent.masks(info, ended)
     with suppress(Exception):  # act in NumPy, if that computes what the fork's network does, on these and other numbers
         agent.layers = [[x.detach().numpy() for x in layer.parameters()] for layer in agent.actor]  # in the same memory
@@ -374,8 +375,7 @@ def train(args: Args) -> dict:
             run_dir.mkdir(parents=True, exist_ok=args.resume is not None)
             (run_dir / "args.json").write_text(json.dumps(asdict(args), indent=2))
             if args.track:
-                import wandb  # not before it is needed: it takes a second
-
+                wandb = __import__("wandb")  # not before it is needed: it takes a second
                 names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": run_dir.name}
                 names |= {"id": run_dir.name[-64:], "resume": "allow", "dir": run_dir, "config": asdict(args)}
                 wandb.init(**names, sync_tensorboard=True, save_code=True, reinit="finish_previous")
@@ -409,7 +409,8 @@ def train(args: Args) -> dict:
             rewards[:] = (rewards / (agent.return_stats.var.item() + 1e-8) ** 0.5).clip(-10, 10)
 
         # Estimate. The policy has not changed since it acted, and one pass over the rollout costs a fraction of T
-        batch = {"obs": obs[:T], "actions": actions, "masks": masks[:T], "valid": valid}
+        batch = {"obs": obs[:T], "actions": actions, "valid": valid}
+        batch["masks"] = masks[:T]
         batch = {name: torch.from_numpy(x).to(device, non_blocking=True).flatten(0, 1) for name, x in batch.items()}
         with torch.no_grad():
             batch["logprobs"], _, batch["values"] = agent(batch)
