@@ -48,7 +48,7 @@ class Args:
     seed: int = 1  # of everything random; on a CPU, the same seed gives the same run, bit for bit
     torch_deterministic: bool = True  # let PyTorch use only algorithms that repeat exactly; on a CPU they do anyway
     cuda: bool = True  # --no-cuda keeps the run on the CPU whatever --device says
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto is the CPU, which is faster for networks this small
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto is CUDA for pixels, where there is one, and else the CPU
     compile: bool = False  # compile loss and gradient (needs a C++ compiler): a slower start, then faster steps
     track: bool = False  # log to Weights & Biases too: curves, arguments, this file, videos
     wandb_project_name: str = "ppo"  # W&B project that --track logs to
@@ -108,13 +108,13 @@ def make_envs(args: Args, num_envs: int, video_folder: Path | None = None) -> gy
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame films without a display
     os.environ.setdefault("MUJOCO_GL", "egl" if sys.platform == "linux" else "glfw")  # and so does MuJoCo
     mode = "sync" if video_folder else None if args.vectorization == "auto" else args.vectorization
-    record = [lambda env: gym.wrappers.RecordVideo(env, str(video_folder), lambda episode: True)]
+    record = [lambda env: gym.wrappers.RecordVideo(env, str(video_folder), lambda episode: True)] * bool(video_folder)
     film = {"render_mode": "rgb_array", "wrappers": record} if video_folder else {}
     try:
         if mode == "envpool":
-            make_pool = __import__("envpool").make_gymnasium  # an optional install
-            envs = make_pool(args.env_id, num_envs=num_envs, seed=args.seed % 2**31)
-            envs.reset = lambda **seed: type(envs).reset(envs)  # these environments take their seed above
+            gym.logger.min_level = gym.logger.ERROR  # not to hear of float32 bounds
+            envs = __import__("envpool").make_gymnasium(args.env_id, num_envs=num_envs, seed=args.seed % 2**31)
+            envs.reset = lambda **seed: type(envs).reset(envs)  # which takes no seed
         else:
             envs = gym.make_vec(args.env_id, num_envs, mode, **film)
     except (gym.error.Error, ImportError, AssertionError) as error:
@@ -152,8 +152,7 @@ class RunningMeanStd(nn.Module):
         self.count.copy_(count + new)
 
 
-def linear(inputs: int, outputs: int, gain: float = 2**0.5) -> nn.Linear:
-    """A layer with orthogonal weights and zero biases (detail 2)."""
+def linear(inputs: int, outputs: int, gain: float = 2**0.5) -> nn.Linear:  # orthogonal, zero biases (detail 2)
     layer = nn.Linear(inputs, outputs)
     nn.init.orthogonal_(layer.weight, gain)
     nn.init.zeros_(layer.bias)
@@ -161,15 +160,15 @@ def linear(inputs: int, outputs: int, gain: float = 2**0.5) -> nn.Linear:
 
 
 class Agent(nn.Module):
-    """The policy and the value function, networks of their own (details 13, 26), and the statistics that they need."""
+    """The policy, the value function, and the running statistics that they need."""
 
     def __init__(self, envs: gym.vector.VectorEnv, args: Args):
         super().__init__()
-        (size,), space = envs.single_observation_space.shape, envs.single_action_space
-        self.norm_obs, self.obs_stats, self.return_stats = args.norm_obs, RunningMeanStd((size,)), RunningMeanStd()
-        outputs = int(np.prod(space.shape))
-        self.actor = nn.Sequential(linear(size, 64), nn.Tanh(), linear(64, 64), nn.Tanh(), linear(64, outputs, 0.01))
-        self.critic = nn.Sequential(linear(size, 64), nn.Tanh(), linear(64, 64), nn.Tanh(), linear(64, 1, 1.0))
+        shape, space = envs.single_observation_space.shape, envs.single_action_space
+        self.norm_obs, self.obs_stats, self.return_stats = args.norm_obs, RunningMeanStd(shape), RunningMeanStd()
+        outputs = int(np.prod(space.shape))  # policy and value have networks of their own (details 13 and 26)
+        self.actor = nn.Sequential(linear(*shape, 64), nn.Tanh(), linear(64, 64), nn.Tanh(), linear(64, outputs, 0.01))
+        self.critic = nn.Sequential(linear(*shape, 64), nn.Tanh(), linear(64, 64), nn.Tanh(), linear(64, 1, 1.0))
         self.log_std = nn.Parameter(torch.zeros(outputs))  # the same for all observations (detail 24)
 
     def network(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -326,7 +325,7 @@ def train(args: Args) -> dict:
     total_steps = global_step + (args.total_timesteps - global_step) // batch_size * batch_size
     if global_step >= total_steps:
         sys.exit(f"error: --total-timesteps has no room for {batch_size} steps after the {global_step} that are done")
-    device = torch.device("cuda", LOCAL_RANK) if args.device == "cuda" and args.cuda else torch.device("cpu")
+    device = torch.device(f"cuda:{LOCAL_RANK}" if args.cuda and args.device == "cuda" else "cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)  # for pinned memory and NCCL, which would else take the first of several
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, matrix products don't repeat exactly
@@ -378,7 +377,8 @@ def train(args: Args) -> dict:
         except Exception as error:  # no place to write; or W&B is not installed, or refuses
             sys.exit(f"error: can't start the run: {error} (for --track: pip install wandb, and `wandb login`)")
         writer = SummaryWriter(run_dir, purge_step=global_step + 1 if args.resume else None)
-    bar = tqdm(total=total_steps, initial=global_step, unit=" steps", unit_scale=True, disable=RANK > 0)
+    wait = 0.1 if sys.stderr.isatty() else 10  # seconds between progress lines, in a terminal or in a file
+    bar = tqdm(initial=global_step, total=total_steps, unit=" steps", unit_scale=1, mininterval=wait, disable=RANK > 0)
 
     while not done:
         left = 1 - global_step / total_steps

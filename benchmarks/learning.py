@@ -91,6 +91,7 @@ def command_of(name: str, device: str | None) -> str:
 def train_seed(job: Job) -> tuple[Job, dict]:
     """One run in a process of its own: its return, seconds, and learning curve in 50 bins."""
     import torch
+    import tyro
     from speed import machine
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -111,16 +112,15 @@ def train_seed(job: Job) -> tuple[Job, dict]:
             arguments = ["--resume", str(run_dir)]
         else:
             times, arguments = [], [*arguments, "--seed", str(job.seed)]
-        signal.signal(signal.SIGALRM, ppo.request_stop)
+        signal.signal(signal.SIGALRM, lambda number, frame: ppo.stop_signals.append(number))
         signal.alarm(math.ceil(60 * job.minutes))
         times.append([STARTED, None])
         sessions.write_text(json.dumps(times))
         try:
-            result = ppo.train(ppo.parse_args(arguments))
-        except SystemExit as stopped:
-            if stopped.code != 128 + signal.SIGALRM:  # a pool waits for ever for a process that exits
-                raise RuntimeError(f"{job.name}, seed {job.seed}: exit code {stopped.code}, see {log}") from None
-            result = None
+            args = tyro.cli(ppo.Args, args=arguments, default=ppo.Args())
+            result = ppo.train(ppo.Args(resume=args.resume) if args.resume else args)
+        except SystemExit as stopped:  # a pool waits for ever for a process that exits
+            raise RuntimeError(f"{job.name}, seed {job.seed}: {stopped.code}, see {log}") from None
         signal.alarm(0)
         times[-1][1] = time.time()
         sessions.write_text(json.dumps(times))
@@ -134,7 +134,7 @@ def train_seed(job: Job) -> tuple[Job, dict]:
         return sum(min(moment, end) - begin for begin, end in times if begin < moment)
 
     run = {"seed": job.seed, "seconds": round(elapsed(math.inf), 1), "steps": speeds[-1].step}
-    if not result:
+    if result["exit_code"]:
         return job, run
     curve = []
     for i in range(50):
