@@ -385,7 +385,7 @@ def train(args: Args) -> dict:
             time.sleep(0.1)  # a run of this name began in the same second
         try:
             run_dir.mkdir(parents=True, exist_ok=args.resume is not None)
-            (run_dir / "args.json").write_text(json.dumps(asdict(args), indent=2))
+            (run_dir / "args.json").write_text(json.dumps(asdict(args), indent=2, default=str))
             if args.track:
                 wandb = __import__("wandb")  # not before it is needed: it takes a second
                 names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": run_dir.name}
@@ -496,9 +496,9 @@ def train(args: Args) -> dict:
     bar.close()
     if RANK == 0:
         writer.close()
-        script = f"python {os.path.relpath(__file__)}"
+        script, more = f"python {os.path.relpath(__file__)}", "" if stops else f" --total-timesteps {2 * total_steps}"
         print(f"{'Stopped' if stops else 'Done'}: {global_step:,} steps, mean return {mean_return:.2f}. Next:")
-        print(f"  tensorboard --logdir runs\n  {script} --evaluate {run_dir}\n  {script} --resume {run_dir}")
+        print(f"  tensorboard --logdir runs\n  {script} --evaluate {run_dir}\n  {script} --resume {run_dir}{more}")
     result = {"agent": agent, "run_dir": run_dir, "global_step": global_step, "episodes": episodes}
     return result | {"exit_code": 128 + stops[0] if stops and RANK == 0 else 0}  # torchrun ends all at one's error
 
