@@ -18,6 +18,7 @@ Proximal Policy Optimization"). T is num_steps, N environments, M samples, O obs
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -98,8 +99,9 @@ def check_args(args: Args) -> None:
     size, rest = divmod(args.num_envs * args.num_steps, args.num_minibatches * WORLD_SIZE)
     if args.num_envs % WORLD_SIZE or rest or not 1 + args.norm_adv <= size <= 10**8:  # one sample has advantage 0
         sys.exit("error: num_minibatches and processes must divide num_envs * num_steps into minibatches of 2 to 10**8")
-    if args.cuda and args.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("error: --device cuda needs a GPU, and PyTorch finds none")
+    blind = args.cuda and args.device == "cuda" and not torch.cuda.is_available()
+    if blind or (args.compile and not shutil.which(os.environ.get("CXX", "c++"))):
+        sys.exit("error: --device cuda needs a GPU and --compile a C++ compiler, which can't be found here")
 
 
 def make_envs(args: Args, num_envs: int, video_folder: Path | None = None) -> gym.vector.VectorEnv:
@@ -350,7 +352,6 @@ def train(args: Args) -> dict:
         torch._dynamo.config.trace_autograd_ops = True  # the backward pass in the same graph: 0.3 instead of 0.6 ms
     options = {"cpp_wrapper": True, "cpp.vec_isa_ok": True} if device.type == "cpu" else {"triton.cudagraphs": True}
     gradient = torch.compile(compute_gradient, fullgraph=True, options=options) if args.compile else compute_gradient
-
     # The rollout is collected in NumPy, whose arrays environments fill row by row, and goes to the device as a whole
     obs = torch.zeros((T + 1, N, *envs.single_observation_space.shape), pin_memory=device.type == "cuda").numpy()
     masks, actions = np.tile(agent.exists, (T + 1, N, 1, 1)), np.zeros((T, N, len(agent.exists)), np.int64)
@@ -431,8 +432,7 @@ def train(args: Args) -> dict:
             approx_kl = torch.stack(diagnostics[-args.num_minibatches :]).mean(0)[[*losses].index("approx_kl")]
             if args.target_kl is not None and all_mean(approx_kl) > args.target_kl:  # detail c
                 break
-        if args.norm_obs:
-            agent.obs_stats.update(obs[:T][valid])
+        agent.obs_stats.update(obs[:T][valid])
         global_step += batch_size
 
         # Log means over minibatches and valid samples; of several processes, the means of theirs
