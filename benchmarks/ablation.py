@@ -17,9 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-STEP = "next_obs, reward, terminated[t], truncated[t], info = envs.step(env_action)\n"
-LIMIT_ENDS = (STEP, f"{STEP}                terminated[t] |= truncated[t]\n")
-RESET_LEARNS = ("valid[t] = ~ended  #", "valid[t] = True  #")
+STEP = "obs[t + 1], reward, terminated[t], truncated[t], info = envs.step(actions[t])\n"
+LIMIT_ENDS = (STEP, f"{STEP}            terminated[t] |= truncated[t]\n")
+RESET_LEARNS = ("valid[t] = reward, ~ended  #", "valid[t] = reward, True  #")
 VARIANTS = {
     "a time limit counts as an end": [LIMIT_ENDS],
     "reset steps are trained on": [RESET_LEARNS],
@@ -39,7 +39,7 @@ def run(job: tuple[str, int]) -> float:
         options = ["--env-id", "Pendulum-v1", "--total-timesteps", "500000", "--compile", "--seed", str(seed)]
         command = [sys.executable, "variant.py", *options]
         out = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
-    result = float(re.search(r"mean return of the last episodes (\S+)", out)[1])
+    result = float(re.search(r"mean return (-?[\d.]+)\.", out)[1])
     print(f"{name}, seed {seed}: {result}", flush=True)
     return result
 

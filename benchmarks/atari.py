@@ -33,10 +33,10 @@ FORWARD, BACKWARD = sum(LAYERS), 2 * sum(LAYERS) - LAYERS[0]  # frames need no g
 
 def parts(args: ppo.Args, device: torch.device) -> dict[str, float]:
     """Milliseconds per iteration of each part alone, after a warm-up, and operations per second of a matrix product."""
-    envs = ppo.make_envs(args)
+    envs = ppo.make_envs(args, args.num_envs)
     learner, obs = Learner(args, envs, device), frames_buffer(args, device)
     envs.close()
-    a, b = torch.randn(2, 2048, 2048, device=device).to(learner.agent.trunk.dtype)
+    a, b = torch.randn(2, 2048, 2048, device=device).to(torch.bfloat16 if learner.agent.bf16 else torch.float32)
     functions = {
         "environments": emulators(args, 0, False),
         "acting": lambda: [learner.actions(obs, t) for t in range(args.num_steps)],
@@ -57,7 +57,7 @@ def whole(args: ppo.Args, command: str, iterations: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         full = [sys.executable, HERE.parent / "ppo_atari.py", *shlex.split(command)]
         full += ["--total-timesteps", str(iterations * batch_size), "--save-interval", "1e9"]
-        subprocess.run(full, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(full, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         return 1000 * batch_size / steady_speed(next(Path(folder).glob("runs/*")))
 
 

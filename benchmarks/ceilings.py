@@ -31,11 +31,11 @@ import sys
 import time
 from collections.abc import Callable
 
+import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 from speed import HERE, machine
-from torch.optim.adam import adam
 
 sys.path.insert(0, str(HERE.parent))
 import ppo_atari as ppo
@@ -57,11 +57,9 @@ class Learner:
         if device.type == "cuda":  # before anything is computed there, as in the script
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(args.torch_deterministic)
-            torch.utils.deterministic.fill_uninitialized_memory = False
         channels_last, by_hand = variant.get("channels_last"), variant.get("by_hand")
         T, N = args.num_steps, args.num_envs
         self.agent = ppo.Agent(envs, args).to(device)
-        self.agent.trunk.dtype = torch.bfloat16 if args.bf16 else torch.float32
         if channels_last:
             self.agent.trunk.to(memory_format=torch.channels_last)
         self.params = [*self.agent.parameters()]
@@ -70,7 +68,7 @@ class Learner:
             torch.nn.utils.vector_to_parameters(self.flat, self.params)
         else:
             self.flat = torch.zeros(sum(param.numel() for param in self.params), device=device)
-        self.adam = *torch.zeros(2, len(self.flat), device=device), torch.zeros((), device=device)
+        self.optimizer = torch.optim.Adam([self.flat], lr=0.0, eps=1e-5, fused=True)  # all rounds do the same
         self.gradient, self.clip_coef = ppo.compute_gradient, torch.full((), args.clip_coef, device=device)
         if args.compile:
             torch._dynamo.config.trace_autograd_ops = True
@@ -79,14 +77,14 @@ class Learner:
             )
             options = {} if by_hand else options
             self.gradient = torch.compile(ppo.compute_gradient, fullgraph=True, dynamic=False, options=options)
-            self.agent.act = torch.compile(self.agent.act, fullgraph=True, dynamic=False, options=options)
-        self.act = ppo.numpy_policy(self.agent)
+            self.agent.acting = torch.compile(self.agent.network, fullgraph=True, dynamic=False, options=options)
+        self.act = self.agent.policy
         if by_hand:
-            graphed, compute, act = torch.cuda.make_graphed_callables, self.gradient, torch.no_grad()(self.agent.act)
-            sizes, shape = {N, N // 2} - {0}, (4 * 84 * 84,)
+            graphed, compute, act = torch.cuda.make_graphed_callables, self.gradient, torch.no_grad()(self.agent.acting)
+            sizes, shape = {N, N // 2} - {0}, self.agent.shape
             frames = {n: torch.zeros((n, *shape), dtype=torch.uint8, device=device) for n in sizes}
             acts = {n: graphed(act, (x,)) for n, x in frames.items()}
-            self.act = lambda x: acts[len(x)](torch.from_numpy(x).to(device, non_blocking=True)).cpu().numpy()
+            self.act = lambda x: acts[len(x)](torch.from_numpy(x).to(device, non_blocking=True))[0].cpu().numpy()
             graphs = []
 
             def gradient(
@@ -98,48 +96,42 @@ class Learner:
                 return graphs[0](minibatch)
 
             self.gradient = gradient
-        self.rng = np.random.default_rng(1)
-        self.forbidden = np.broadcast_to(self.agent.missing, (N, *self.agent.missing.shape))
-        noise = self.agent.noise(self.rng, T, N)
+            self.agent.policy = self.act
+        noise = self.agent.noise(T, N)
         self.noise = [noise[t] for t in range(T)]
-        samples, rng = (T + 1) * N, torch.Generator(device).manual_seed(1)
-        obs = torch.randint(0, 256, (samples, 4 * 84 * 84), dtype=torch.uint8, device=device, generator=rng)
-        self.batch = {"obs": obs, "actions": torch.zeros(samples, 1, dtype=torch.int64, device=device)}
-        self.batch["forbidden"] = torch.zeros(samples, *self.agent.missing.shape, dtype=torch.bool, device=device)
+        rng = torch.Generator(device).manual_seed(1)
+        obs = torch.randint(0, 256, (T * N, *self.agent.shape), dtype=torch.uint8, device=device, generator=rng)
+        self.batch = {"obs": obs, "actions": torch.zeros(T * N, 1, dtype=torch.int64, device=device)}
+        self.batch["masks"] = torch.ones(T * N, *self.agent.exists.shape, dtype=torch.bool, device=device)
         self.evaluate()
         for name in ("advantages", "returns"):
-            self.batch[name] = torch.randn(samples, device=device, generator=rng)
-        self.batch["valid"] = torch.ones(samples, dtype=torch.bool, device=device)
+            self.batch[name] = torch.randn(T * N, device=device, generator=rng)
+        self.batch["valid"] = torch.ones(T * N, dtype=torch.bool, device=device)
 
     def actions(self, obs: np.ndarray, t: int = 0, part: slice = slice(None)) -> np.ndarray:
-        return ppo.sample_actions(self.act(obs), self.forbidden[part], self.noise[t][part])[:, 0]
+        return self.agent.act(obs, noise=self.noise[t][part])
 
     @torch.no_grad()
     def evaluate(self) -> None:
-        self.batch["logprobs"], _, self.batch["values"] = self.agent.evaluate(self.batch)
+        self.batch["logprobs"], _, self.batch["values"] = self.agent(self.batch)
 
     def update(self) -> None:
         args = self.args
-        options = {"beta1": 0.9, "beta2": 0.999, "weight_decay": 0, "amsgrad": False, "maximize": False}
         if self.device.type == "cuda":  # learners take turns
             torch.use_deterministic_algorithms(args.torch_deterministic)
-        mean, square, step = self.adam
         for _ in range(args.update_epochs):
             order = torch.randperm(args.num_envs * args.num_steps).to(self.device).view(args.num_minibatches, -1)
-            epoch = {name: x[order] for name, x in self.batch.items() if name != "obs"}
-            epoch |= ppo.weigh_minibatches(epoch.pop("valid"), epoch["advantages"], args.norm_adv)
-            for i in range(args.num_minibatches):
-                minibatch = {name: x[i] for name, x in epoch.items()}
-                minibatch["obs"] = self.batch["obs"].index_select(0, order[i])
-                grad, diagnosis = self.gradient(self.agent, self.params, minibatch, self.clip_coef, args)
+            for indices in order:
+                minibatch = {name: x.index_select(0, indices) for name, x in self.batch.items()}
+                self.flat.grad, diagnosis = self.gradient(self.agent, self.params, minibatch, self.clip_coef, args)
+                self.optimizer.step()
                 torch.stack([*diagnosis.values()])
-                # With a learning rate of 0 all rounds do the same
-                adam([self.flat], [grad], [mean], [square], [], [step], lr=0.0, eps=1e-5, fused=True, **options)
 
 
 def emulators(args: ppo.Args, threads: int, bound: bool) -> Callable[[], None]:
     """Steps an iteration with random actions."""
-    envs = ppo.make_envs(args, num_threads=threads, thread_affinity_offset=0 if bound else -1)
+    options = {"num_threads": threads, "thread_affinity_offset": 0 if bound else -1, "reward_clipping": False}
+    envs = gym.make_vec(args.env_id, args.num_envs, repeat_action_probability=0.0, **options)
     envs.reset(seed=1)
     actions = np.random.default_rng(1).integers(envs.single_action_space.n, size=(args.num_steps, args.num_envs))
     return lambda: [envs.step(actions[t]) for t in range(args.num_steps)]
@@ -147,29 +139,28 @@ def emulators(args: ppo.Args, threads: int, bound: bool) -> Callable[[], None]:
 
 def frames_buffer(args: ppo.Args, device: torch.device) -> np.ndarray:
     """Where observations go to be copied to the device, as in the script."""
-    shape = (args.num_envs, 4 * 84 * 84)
-    return torch.zeros(shape, dtype=torch.uint8, pin_memory=device.type == "cuda").numpy()
+    return torch.zeros((args.num_envs, 4, 84, 84), dtype=torch.uint8, pin_memory=device.type == "cuda").numpy()
 
 
 def in_turn(args: ppo.Args, learner: Learner, halves: int) -> Callable[[], None]:
     """Collects an iteration, with the environments in one group, or in two of which one steps while the other waits."""
     N = args.num_envs // halves
-    groups = [ppo.make_envs(ppo.replace(args, num_envs=N)) for _ in range(halves)]
+    groups = [ppo.make_envs(args, N) for _ in range(halves)]
     parts = [slice(i * N, (i + 1) * N) for i in range(halves)]
     obs = frames_buffer(args, learner.device)
     for part, envs in zip(parts, groups, strict=True):
-        obs[part] = envs.reset(seed=part.start)[0].reshape(N, -1)
+        obs[part] = envs.reset(seed=part.start)[0]
         if halves > 1:
-            envs.send(learner.actions(obs[part], 0, part))
+            envs.unwrapped.send(learner.actions(obs[part], 0, part)[:, 0])
 
     def collect() -> None:
         for t in range(args.num_steps):
             for part, envs in zip(parts, groups, strict=True):
                 if halves > 1:
-                    obs[part] = envs.recv()[0].reshape(N, -1)
-                    envs.send(learner.actions(obs[part], t, part))
+                    obs[part] = envs.unwrapped.recv()[0]
+                    envs.unwrapped.send(learner.actions(obs[part], t, part)[:, 0])
                 else:
-                    obs[part] = envs.step(learner.actions(obs[part], t, part))[0].reshape(N, -1)
+                    obs[part] = envs.step(learner.actions(obs[part], t, part))[0]
 
     return collect
 
@@ -177,9 +168,9 @@ def in_turn(args: ppo.Args, learner: Learner, halves: int) -> Callable[[], None]
 def copies(args: ppo.Args, learner: Learner) -> dict[str, Callable[[], None]]:
     """Of an iteration's frames to the device, and of the policy's outputs back."""
     T, N, device = args.num_steps, args.num_envs, learner.device
-    rollout = torch.zeros(T + 1, N, 4 * 84 * 84, dtype=torch.uint8)
+    rollout = torch.zeros(T + 1, N, 4, 84, 84, dtype=torch.uint8)
     pinned = torch.zeros(rollout.shape, dtype=torch.uint8, pin_memory=device.type == "cuda").numpy()
-    outputs = torch.zeros(N, learner.agent.missing.size, device=device)
+    outputs = torch.zeros(N, learner.agent.exists.size, device=device)
     return {
         "copy of the rollout, pinned": lambda: torch.from_numpy(pinned).to(device, non_blocking=True, copy=True),
         "copy of the rollout, not pinned": lambda: rollout.to(device, copy=True),
@@ -207,7 +198,7 @@ def seconds_per_call(function: Callable[[], None], device: torch.device, seconds
 def parts(args: ppo.Args, device: torch.device, variants: bool) -> dict[str, Callable[[], None]]:
     """What to time, by name: each does what an iteration needs."""
     torch.compiler.reset()  # what was compiled for other sizes
-    envs = ppo.make_envs(args)
+    envs = ppo.make_envs(args, args.num_envs)
     found, cores = {}, os.cpu_count()
     for threads in dict.fromkeys(min(args.num_envs, n) for n in (cores, max(1, cores // 2))):
         for bound in (False, True):

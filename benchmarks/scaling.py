@@ -64,7 +64,8 @@ def run(env_id: str, command: str, num_envs: int, steps: int) -> tuple[float, fl
         child = os.fork()
         if child == 0:
             os.chdir(folder)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            for stream in (1, 2):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
             os.execv(sys.executable, [sys.executable, str(HERE.parent / script), *args])
         _, status, usage = os.wait4(child, 0)
         assert status == 0, args

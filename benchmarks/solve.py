@@ -31,7 +31,7 @@ def main() -> None:
             start = time.time()
             out = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
             seconds.append(round(time.time() - start, 2))
-        found = re.search(r"Done: ([\d,]+) steps, mean return of the last episodes ([\d.]+)", out)
+        found = re.search(r"Done: ([\d,]+) steps, mean return ([\d.]+)\.", out)
         steps.append(int(found[1].replace(",", "")))
         solved = float(found[2]) >= 475
         print(f"seed {seed}: {'solved' if solved else 'NOT SOLVED'}, {steps[-1]} steps, {seconds[-1]} s", flush=True)

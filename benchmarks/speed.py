@@ -55,7 +55,6 @@ CONTENDERS = {
         "Stable-Baselines3": ("sb3.py --atari --num-envs 8 --clip-coef 0.1", 9_216),
         "ppo_atari.py": ("ppo_atari.py", 27_648),
         "ppo_atari.py --no-bf16": ("ppo_atari.py --no-bf16", 18_432),
-        "ppo_atari.py --network impala": ("ppo_atari.py --network impala", 6_144),
     },
 }
 for env_id in ("HalfCheetah-v5", "Walker2d-v5", "InvertedPendulum-v5", "Pendulum-v1"):
