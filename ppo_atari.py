@@ -185,7 +185,8 @@ class Agent(nn.Module):
             nn.init.orthogonal_(conv.weight, 2**0.5)
             nn.init.zeros_(conv.bias)
         layers = [layer for conv in convs for layer in (conv, nn.ReLU())]
-        self.trunk = nn.Sequential(nn.AdaptiveAvgPool2d(84), *layers, nn.Flatten(), linear(64 * 7 * 7, 512), nn.ReLU())
+        resize = nn.Identity() if sorted(shape)[1:] == [84, 84] else nn.AdaptiveAvgPool2d(84)
+        self.trunk = nn.Sequential(resize, *layers, nn.Flatten(), linear(64 * 7 * 7, 512), nn.ReLU())
         self.actor, self.critic = linear(512, self.exists.size, 0.01), linear(512, 1, 1.0)  # on one trunk (detail 21)
 
     def network(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
