@@ -377,7 +377,7 @@ def train(args: Args) -> dict:
             if args.track:
                 wandb = __import__("wandb")  # not before it is needed: it takes a second
                 names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": run_dir.name}
-                names |= {"id": run_dir.name[-64:], "resume": "allow", "dir": run_dir, "config": asdict(args)}
+                names |= {"id": run_dir.name[-64:], "resume": "allow", "config": asdict(args)}
                 wandb.init(**names, sync_tensorboard=True, save_code=True, reinit="finish_previous")
         except Exception as error:  # no place to write; or W&B is not installed, or refuses
             sys.exit(f"error: can't start the run: {error} (for --track: pip install wandb, and `wandb login`)")
