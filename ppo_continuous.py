@@ -129,9 +129,11 @@ def make_envs(args: Args, num_envs: int, video_folder: Path | None = None) -> gy
         sys.exit(f"error: {args.env_id} must have metadata['autoreset_mode'] = AutoresetMode.NEXT_STEP")
     if not isinstance(obs, gym.spaces.Box) or len(obs.shape) != 1:
         envs = gym.wrappers.vector.FlattenObservation(envs)
-    space = gym.vector.utils.batch_space(actions, num_envs)  # which actions are clipped to, and only here (detail 27)
+    b = gym.vector.utils.batch_space(
+        actions, num_envs
+    )  # the bounds to which actions are clipped, only here (detail 27)
     return gym.wrappers.vector.TransformAction(
-        envs, lambda x: x.reshape(space.shape).clip(space.low, space.high), space
+        envs, lambda x: x.reshape(b.shape).clip(b.low, b.high).astype(b.dtype), b
     )
 
 

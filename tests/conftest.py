@@ -24,10 +24,12 @@ def pytest_configure(config):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # also for the processes that tests start: one machine is as the other
 
 
-def make_agent(script, obs_size, space):
+def make_agent(script, obs_size, space, **arguments):
     """The script's agent for observations of that many numbers and an action space."""
     obs_space = gym.spaces.Box(-1, 1, (obs_size,))
-    return script.Agent(SimpleNamespace(single_observation_space=obs_space, single_action_space=space), script.Args())
+    return script.Agent(
+        SimpleNamespace(single_observation_space=obs_space, single_action_space=space), script.Args(**arguments)
+    )
 
 
 @pytest.fixture(autouse=True)

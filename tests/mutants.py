@@ -1,1467 +1,782 @@
 """Bugs to plant, one at a time: each must make a test fail (`run_mutants.py`).
 
-A mutant is a name, the scripts that get it, the text to find there (exactly once), the text to put in its place, what
-it breaks, and the tests that should notice, which run first: files, classes or functions, as pytest names them. "detail
-7" is number 7 of the implementation details of Huang et al. (2022, "The 37 Implementation Details of Proximal Policy
-Optimization"); details 32 to 36 are of recurrent policies, which no script has.
+Each begins with a line of four parts: its name | the scripts that get it | what it breaks | tests that should notice,
+which run first, `loss` for test_loss.py. A diff of pieces of lines follows: what has a minus is in the script exactly
+once, and what has a plus takes its place. "detail 7" is number 7 of the implementation details of Huang et al. (2022,
+"The 37 Implementation Details of Proximal Policy Optimization"); 32 to 36 are of recurrent policies, which no script
+has. The scripts are `ppo`, `continuous` and `atari`; `vectors` is the first two, `choices` the first and the last.
 
 What several scripts have in common is the same to the letter, by a test of its own. The core of the algorithm is
 mutated in each of them nevertheless; the rest, such as checkpoints, where its tests are.
 """
 
+from itertools import groupby
 from typing import NamedTuple
+
+LIST = r"""
+# Estimating
+time limits end | all | detail 5: no bootstrap at a time limit | reference
+- values[1:] * ~terminated
++ values[1:] * ~(terminated | truncated)
+ends bootstrap | all | detail 5: a terminated episode has no future | reference
+- gamma * values[1:] * ~terminated
++ gamma * values[1:]
+advantages leak over time limits | all | detail 5: the sum ends with the episode | reference
+- np.where(terminated | truncated, 0,
++ np.where(terminated, 0,
+ends one step late | all | `done` off by one in GAE | reference
+- values[1:] * ~terminated
++ values[1:] * ~np.roll(terminated, 1, axis=0)
+bootstrap from the step before | all | bootstrap from the wrong observation | reference
+- gamma * values[1:] * ~terminated
++ gamma * values[:-1] * ~terminated
+the last value is of the step before | ppo | bootstrap from the wrong observation | reference
+- agent.network(torch.from_numpy(obs[T])
++ agent.network(torch.from_numpy(obs[T - 1])
+no bootstrap at the end of the rollout | ppo | detail 5: the rollout's last step bootstraps | gae
+-     deltas = rewards
++     values = np.concatenate([values[:-1], 0 * values[:1]])
++     deltas = rewards
+one-step targets | ppo | one-step value targets instead of the λ-return | gae
+- np.where(terminated | truncated, 0, gamma * gae_lambda)
++ np.where(terminated | truncated, 0, 0 * gamma)
+no lambda | ppo | detail 5: λ | gae
+- np.where(terminated | truncated, 0, gamma * gae_lambda)
++ np.where(terminated | truncated, 0, gamma)
+no gamma | ppo | detail 5: γ | gae
+- rewards + gamma * values[1:]
++ rewards + values[1:]
+targets without values | all | the value target is advantage + value | reference
+- returns = advantages + values[:T]
++ returns = advantages
+
+# The loss
+the higher surrogate | all | detail 8: the pessimistic one of the two | reference
+- policy_loss = torch.max(
++ policy_loss = torch.min(
+no clipping | ppo | detail 8 | loss
+- -advantages * ratio.clamp(1 - clip_coef, 1 + clip_coef)
++ -advantages * ratio
+clipped alone | ppo | detail 8: clipping never removes what there is to lose | loss
+- torch.max(-advantages * ratio, -advantages
++ torch.max(-advantages * ratio.clamp(1 - clip_coef, 1 + clip_coef), -advantages
+inverted ratio | all | ratio of probabilities inverted | reference
+- log_ratio = logprob - batch["logprobs"]
++ log_ratio = batch["logprobs"] - logprob
+ratio to itself | all | old log-probabilities recomputed with the new policy | reference
+- log_ratio = logprob - batch["logprobs"]
++ log_ratio = logprob - logprob.detach()
+gradient into the old log-probabilities | ppo | gradient flowing into the old log-probabilities | loss
+- log_ratio = logprob - batch["logprobs"]
++ log_ratio = logprob - (batch["logprobs"] + logprob - logprob.detach())
+gradient into the targets | ppo | gradient flowing into the value targets | loss
+- squared_error = (value - batch
++ squared_error = (value.detach() - batch
+gradient into the advantages | ppo | gradient flowing into the advantages | loss
+-     log_ratio = logprob - batch["logprobs"]
++     advantages = advantages - value + value.detach()
++     log_ratio = logprob - batch["logprobs"]
+targets recomputed | ppo | value targets recomputed inside the epochs | loss
+-     squared_error = (value - batch
++     batch["returns"] = batch["returns"] - batch["values"] + value.detach()
++     squared_error = (value - batch
+the better value | all | detail 9: the worse of the two errors | reference
+- squared_error = torch.max(squared_error,
++ squared_error = torch.min(squared_error,
+values without a clip range | ppo | detail 9: clip range of the value loss missing | loss
+- (value - batch["values"]).clamp(-clip_coef, clip_coef)
++ (value - batch["values"])
+values always clipped | ppo | detail 9: `--no-clip-vloss` | loss
+- if args.clip_vloss:
++ if True:
+value loss not halved | all | the value loss is half the mean squared error | reference
+- value_loss = 0.5 * (squared_error @ weights)
++ value_loss = squared_error @ weights
+less entropy is better | all | detail 10: entropy with the wrong sign | reference
+- loss = policy_loss - args.ent_coef * entropy
++ loss = policy_loss + args.ent_coef * entropy
+no value loss | ppo | detail 10 | loss
+- + args.vf_coef * value_loss
++ + 0 * value_loss
+worse values are better | ppo | a loss term with the wrong sign | loss
+- + args.vf_coef * value_loss
++ - args.vf_coef * value_loss
+worse actions are better | ppo | a loss term with the wrong sign | loss
+- loss = policy_loss - args
++ loss = -policy_loss - args
+no gradient clip | all | detail 11 | reference
+- (args.max_grad_norm / (diagnostics["grad_norm"] + 1e-6)).clamp(max=1)
++ 1
+short gradients are stretched | ppo | detail 11: a limit, not a length | loss
+- (args.max_grad_norm / (diagnostics["grad_norm"] + 1e-6)).clamp(max=1)
++ (args.max_grad_norm / (diagnostics["grad_norm"] + 1e-6))
+norm after the clip | ppo | `grad_norm` is before clipping | loss
+- diagnostics["grad_norm"] = gradient.norm()
++ diagnostics["grad_norm"] = gradient.norm().clamp(max=args.max_grad_norm)
+clip every component by itself | ppo | detail 11: the global norm | loss
+- return gradient * (args.max_grad_norm / (diagnostics["grad_norm"] + 1e-6)).clamp(max=1), diagnostics
++ return gradient.clamp(-args.max_grad_norm, args.max_grad_norm), diagnostics
+the other KL estimate | ppo | detail 12 | loss
+- "approx_kl": (ratio - 1 - log_ratio) @ weights
++ "approx_kl": -log_ratio @ weights
+KL from new to old | ppo | detail 12 | loss
+- "old_approx_kl": -log_ratio @ weights
++ "old_approx_kl": log_ratio @ weights
+clip fraction above only | ppo | detail 12 | loss
+- ((ratio - 1).abs() > clip_coef)
++ ((ratio - 1) > clip_coef)
+reset steps count | all | training on reset steps | reference
+- weights = batch["valid"] / batch["valid"].sum().clamp(min=1)
++ weights = torch.full_like(batch["advantages"], 1 / len(batch["valid"]))
+mean over all samples | ppo | the mean is that of the valid samples | loss
+- weights = batch["valid"] / batch["valid"].sum().clamp(min=1)
++ weights = batch["valid"] / len(batch["valid"])
+minibatches of reset steps alone | ppo | without a valid sample, there is nothing to learn | loss
+- weights = batch["valid"] / batch["valid"].sum().clamp(min=1)
++ weights = batch["valid"] / batch["valid"].sum()
+advantages not normalised | all | detail 7 | reference
+-     if args.norm_adv:  # detail 7
++     if False:
+advantages not centred | ppo | detail 7 | loss
+- advantages = advantages - advantages @ weights
++ advantages = advantages - 0
+advantages by their variance | ppo | detail 7: the standard deviation | loss
+- ((advantages**2 @ weights).sqrt() + 1e-8)
++ ((advantages**2 @ weights) + 1e-8)
+normalised over the rollout | ppo | detail 7: per minibatch | reference
+-     if args.norm_adv:  # detail 7
++     if False:
+- returns = advantages + values[:T]
++ returns = advantages + values[:T]
++         advantages = (advantages - advantages[valid].mean()) / (advantages[valid].std() + 1e-8)
+normalised per environment | ppo | advantages normalised per environment | reference
+- returns = advantages + values[:T]
++ returns = advantages + values[:T]
++         advantages = (advantages - advantages.mean(0)) / (advantages.std(0) + 1e-8)
+a reduction without its axis | choices | a batch of log-probabilities becomes a scalar and broadcasts | reference
+- batch["actions"].unsqueeze(-1)).sum((-2, -1))
++ batch["actions"].unsqueeze(-1)).sum().expand(len(outputs))
+entropy over the wrong axis | ppo | entropy averaged over the wrong axis | agent
+- return logprob, -(logprobs.exp() * logprobs).sum((-2, -1)), values
++ return logprob, -(logprobs.exp() * logprobs).sum((0, -1)).mean().expand_as(logprob), values
+
+# The policy
+weights not orthogonal | all | detail 2 | agent continuous atari
+- nn.init.orthogonal_(layer.weight, gain)
++ nn.init.xavier_uniform_(layer.weight, gain)
+convolutions not orthogonal | atari | detail 2 | atari
+- nn.init.orthogonal_(conv.weight, 2**0.5)
++ pass
+hidden gain 1 | ppo | detail 2: √2 in hidden layers | agent
+- gain: float = 2**0.5
++ gain: float = 1.0
+biases not zero | ppo | detail 2: zero biases | agent
+- nn.init.zeros_(layer.bias)
++ pass
+the policy's last gain 1 | all | detail 2: 0.01 in the policy's last layer | agent continuous atari
+- , 0.01)
++ , 1.0)
+the value's last gain 0.01 | ppo | detail 2: 1 in the value's last layer | agent
+- linear(64, 1, 1.0)
++ linear(64, 1, 0.01)
+policy and value share | vectors | details 13 and 26: networks of their own | agent continuous
+- self.critic = nn.Sequential(linear(*shape, 64), nn.Tanh(), linear(64, 64), nn.Tanh(),
++ self.critic = nn.Sequential(*self.actor[:-1],
+arg-max | choices | taking the arg-max instead of sampling | agent atari
+- if not greedy:  # the arg-max
++ if False:  # the arg-max
+normal instead of Gumbel noise | ppo | samples of the policy | agent
+- torch.empty(*shape, *self.exists.shape).exponential_().log().neg().numpy()
++ torch.randn(*shape, *self.exists.shape).numpy()
+Gumbel noise upside down | ppo | samples of the policy | agent
+- .exponential_().log().neg()
++ .exponential_().log()
+forbidden choices are taken | ppo | detail d | agent
+- np.where(self.exists if masks is None else masks, outputs, -np.inf).argmax(-1)
++ outputs.argmax(-1)
+forbidden choices are probable | ppo | detail d | agent
+- torch.where(batch["masks"], outputs.view(batch["masks"].shape), -1e38)
++ outputs.view(batch["masks"].shape)
+masks are forgotten | ppo | detail d | agent
+- masks[n, self.exists] = np.concatenate(info["action_mask"][n], axis=None)
++ pass
+masks upside down | ppo | detail d: 1 is allowed | agent
+- masks[n, self.exists] = np.concatenate
++ masks[n, self.exists] = 1 - np.concatenate
+stale masks | ppo | detail d: of who sent one this time | agent
+- info.get("_action_mask", "action_mask" in info) & ~ended
++ np.full(len(ended), "action_mask" in info) & ~ended
+masks of ended episodes | ppo | detail d: after an end, there is nothing to choose | agent
+- info.get("_action_mask", "action_mask" in info) & ~ended
++ info.get("_action_mask", np.full(len(ended), "action_mask" in info))
+masks of the step before | ppo | detail d | reference
+- masks[t + 1] = agent.masks(info, ended) if "action_mask" in info else agent.exists
++ masks[t + 1] = masks[t]
+components averaged | ppo | detail 37: log-probabilities summed | agent
+- batch["actions"].unsqueeze(-1)).sum((-2, -1))
++ batch["actions"].unsqueeze(-1)).mean((-2, -1))
+entropy of one component | ppo | detail 37: entropies summed | agent
+- (logprobs.exp() * logprobs).sum((-2, -1)), values
++ (logprobs.exp() * logprobs).sum(-1)[..., 0], values
+actions counted from 0 | ppo | the action space's start | agent probes
+- getattr(actions, "start", 0)
++ 0
+the NumPy policy acts, whatever the network | ppo | a changed network acts as it learns | agent train
+- if np.allclose(agent.numpy_policy(probe), agent.policy(probe), rtol=1e-3, atol=1e-6):
++ if True:
+compared on zeros | ppo | a changed network acts as it learns | agent train
+- if np.allclose(agent.numpy_policy(probe)
++ probe = 0 * probe
++         if np.allclose(agent.numpy_policy(probe)
+the NumPy policy does not normalise | vectors | detail 28: in acting, too | reference
+- x = ((x - self.obs_stats.mean.numpy()) / np.sqrt(self.obs_stats.var.numpy() + 1e-8)).clip(-10, 10)
++ pass
+the acting policy is old | vectors | the newest policy acts | reference
+- agent.layers = [[x.detach().numpy() for x
++ agent.layers = [[x.detach().numpy().copy() for x
+
+# Collecting
+every rollout begins with a reset | ppo | detail 1: rollouts cross episode borders | train
+-         obs[0], masks[0] = obs[T], masks[T]
++         obs[T], info = envs.reset()
++         obs[0], masks[0] = obs[T], masks[T]
+the observation before | all | an old observation as the first of the next rollout | reference
+- = obs[T]
++ = obs[T - 1]
+the finished episode's observation | all | the finished episode's observation as the first of the next | reference
+-             ended = terminated[t] | truncated[t]
++             obs[t + 1, ended] = obs[t, ended]
++             ended = terminated[t] | truncated[t]
+valid resets | all | training on reset steps | reference
+- valid[t] = reward, ~ended
++ valid[t] = reward, True
+ends forgotten between rollouts | all | `valid` is carried over from the previous rollout | reference
+- noise, finished = agent.noise(T, N), []
++ noise, finished, ended = agent.noise(T, N), [], np.zeros(N, bool)
+other autoresets are accepted | ppo | environments that reset in another way are refused | command_line
+- if envs.metadata.get("autoreset_mode") is not gym.vector.AutoresetMode.NEXT_STEP:
++ if False:
+every episode has the length of the first | ppo | lengths of episodes | train
+- episode[:, ended] = discounted_return[ended] = 0
++ episode[0, ended] = discounted_return[ended] = 0
+returns add up over episodes | ppo | returns of episodes | train
+- episode[:, ended] = discounted_return[ended] = 0
++ episode[1, ended] = discounted_return[ended] = 0
+reset steps lengthen episodes | ppo | lengths of episodes | train
+- episode += reward, valid[t]
++ episode += reward, np.ones(N)
+reported returns are scaled | vectors | reported return clipped or scaled | train continuous
+- episode += reward, valid[t]
++ episode += reward / (agent.return_stats.var.item() + 1e-8) ** 0.5, valid[t]
+equal environments | ppo | two environments with the same seed | train
+- envs.reset(seed=env_seed)
++ envs.reset(seed=[env_seed] * N)
+noise of one environment | vectors | environments explore independently | train continuous
+- noise, finished = agent.noise(T, N), []
++ noise, finished = np.repeat(agent.noise(T, 1), N, axis=1), []
+noise of one step | vectors | steps explore independently | train continuous
+- noise, finished = agent.noise(T, N), []
++ noise, finished = np.repeat(agent.noise(1, N), T, axis=0), []
+noise of one iteration | ppo | iterations explore independently, also after resuming | train checkpoint
+- manual_seed(hash((args.seed, global_step, RANK)))
++ manual_seed(hash((args.seed, 0, RANK)))
+noise of one seed | ppo | another seed explores otherwise | train
+- manual_seed(hash((args.seed, global_step, RANK)))
++ manual_seed(hash((global_step, RANK)))
+
+# Updating
+not shuffled | all | detail 6: minibatch indices not shuffled | reference
+- in torch.randperm(T * N)
++ in torch.arange(T * N)
+the same order in every epoch | ppo | detail 6: the same in every epoch | train
+- in torch.randperm(T * N)
++ in torch.randperm(T * N, generator=torch.Generator().manual_seed(global_step))
+drawn with replacement | ppo | detail 6: some samples never visited | train
+- in torch.randperm(T * N)
++ in torch.randint(T * N, (T * N,))
+a minibatch left out | ppo | detail 6: some samples never visited | train
+- .view(args.num_minibatches, -1):
++ .view(args.num_minibatches, -1)[1:]:
+samples mixed up | all | observations of other samples | reference
+- x.index_select(0, indices) for
++ x.index_select(0, indices.sort()[0] if name == "obs" else indices) for
+old log-probabilities of every epoch | ppo | old log-probabilities recomputed with the new policy | train
+-             for indices in
++             with torch.no_grad():
++                 batch["logprobs"] = agent(batch)[0]
++             for indices in
+advantages of every epoch | ppo | advantages recomputed inside the epochs | train
+-             for indices in
++             with torch.no_grad():
++                 batch["advantages"] = batch["returns"] - agent(batch)[2]
++             for indices in
+Adam's eps 1e-8 | all | detail 3 | reference
+- eps=1e-5
++ eps=1e-8
+the learning rate stays | ppo | detail 4 | train
+- (left if args.anneal_lr else 1)
++ 1
+annealed by the wrong counter | ppo | detail 4: learning rate annealed by the wrong counter | train
+- left = 1 - global_step / total_steps
++ left = 1 - global_step / args.num_envs / total_steps
+annealed one iteration early | all | detail 4: from the full rate | reference
+- left = 1 - global_step / total_steps
++ left = 1 - (global_step + batch_size) / total_steps
+the clip range stays | ppo | detail a | train
+- (left if args.anneal_clip else 1)
++ 1
+no target KL | ppo | detail c | train
+-                 break
++                 pass
+the KL of all epochs | ppo | detail c: of the latest epoch | reference
+- diagnostics[-args.num_minibatches :]
++ diagnostics
+the noisy KL ends epochs | ppo | detail c | reference
+- [*losses].index("approx_kl")
++ [*losses].index("old_approx_kl")
+the policy loss ends epochs | ppo | detail c | train reference
+- [*losses].index("approx_kl")
++ 0
+steps of one environment | ppo | the x-axis counts steps over all environments | train
+-         global_step += batch_size
++         global_step += T
+part of an iteration | ppo | only whole iterations are run | train
+- (args.total_timesteps - global_step) // batch_size * batch_size
++ -((global_step - args.total_timesteps) // batch_size) * batch_size
+
+# Normalising
+observations not centred | vectors | detail 28 | reference
+- obs = ((obs - self.obs_stats.mean) /
++ obs = (obs /
+statistics never updated | vectors | detail 28: running statistics | reference
+- agent.obs_stats.update(obs[:T][valid])
++ pass
+statistics of the first rollout | vectors | detail 28: running statistics | reference
+-         agent.obs_stats.update(obs[:T][valid])
++         if not agent.obs_stats.count.any():
++             agent.obs_stats.update(obs[:T][valid])
+statistics of the last rollout | vectors | detail 28: of all data | reference
+- self.count.copy_(count + new)
++ self.count.copy_(new)
+reset steps in the statistics | vectors | invalid samples count in no statistics | reference
+- agent.obs_stats.update(obs[:T][valid])
++ agent.obs_stats.update(obs[:T].reshape(T * N, -1))
+statistics change before the update | vectors | the policy that learns is the one that acted | reference
+-         agent.obs_stats.update(obs[:T][valid])
++
+-         diagnostics = []
++         agent.obs_stats.update(obs[:T][valid])
++         diagnostics = []
+statistics change before the estimate | vectors | the policy that learns is the one that acted | reference
+-         agent.obs_stats.update(obs[:T][valid])
++
+-         batch = {"obs": obs[:T],
++         agent.obs_stats.update(obs[:T][valid])
++         batch = {"obs": obs[:T],
+squares not shifted | vectors | detail 28: around the mean of all data | agent reference
+- / (count + new) - shift**2)
++ / (count + new))
+observations not clipped | vectors | detail 29 | train continuous
+- + 1e-8).sqrt()).clamp(-10, 10)
++ + 1e-8).sqrt())
+variance for deviation | continuous | detail 28: the standard deviation | reference
+- / (self.obs_stats.var + 1e-8).sqrt())
++ / (self.obs_stats.var + 1e-8))
+rewards centred | vectors | detail 30: reward scaling that subtracts the mean | reference
+- (rewards / (agent.return_stats
++ ((rewards - agent.return_stats.mean.item()) / (agent.return_stats
+rewards by the variance | ppo | detail 30: the standard deviation | reference
+- (agent.return_stats.var.item() + 1e-8) ** 0.5)
++ (agent.return_stats.var.item() + 1e-8))
+rewards not clipped | vectors | detail 31 | train continuous
+- + 1e-8) ** 0.5).clip(-10, 10)
++ + 1e-8) ** 0.5)
+the deviation of rewards | continuous | detail 30: of the discounted return | reference
+- agent.return_stats.update(discounted_returns[valid])
++ agent.return_stats.update(rewards[valid])
+the return of the finished episode | vectors | reward scaling that keeps the return of the finished episode | reference
+- episode[:, ended] = discounted_return[ended] = 0
++ episode[:, ended] = 0
+reset steps in the return's statistics | continuous | invalid samples count in no standard deviation | reference
+- agent.return_stats.update(discounted_returns[valid])
++ agent.return_stats.update(discounted_returns.ravel())
+the return's statistics come late | vectors | rewards in units of all returns up to them | reference
+-             agent.return_stats.update(discounted_returns[valid])
++
+- returns = advantages + values[:T]
++ returns = advantages + values[:T]
++         agent.return_stats.update(discounted_returns[valid])
+
+# Continuous actions
+uniform noise | continuous | detail 23: Gaussian | continuous
+- torch.randn(*shape, len(self.log_std)).numpy()
++ torch.empty(*shape, len(self.log_std)).uniform_(-1.732, 1.732).numpy()
+the mean acts | continuous | taking the best action instead of sampling | continuous
+- (0 if greedy else noise *
++ (0 if True else noise *
+standard deviation for its logarithm | continuous | detail 24: standard deviation instead of its logarithm | continuous
+- (batch["actions"] - outputs) / self.log_std.exp()
++ (batch["actions"] - outputs) / (1 + self.log_std)
+deviations begin at 1/e | continuous | detail 24: starting at 0 | continuous
+- nn.Parameter(torch.zeros(outputs))
++ nn.Parameter(-torch.ones(outputs))
+deviations are not learned | continuous | detail 24: learned | continuous
+- nn.Parameter(torch.zeros(outputs))
++ nn.Parameter(torch.zeros(outputs), requires_grad=False)
+one deviation for all components | continuous | detail 24: one for each action dimension | reference
+- (batch["actions"] - outputs) / self.log_std.exp()
++ (batch["actions"] - outputs) / self.log_std.mean().exp()
+components averaged | continuous | detail 25: log-probability not summed over action components | reference
+- + 0.5 * np.log(2 * np.pi)).sum(-1)
++ + 0.5 * np.log(2 * np.pi)).mean(-1)
+density without its width | continuous | detail 23: the density's normalisation | reference
+- logprob = -(0.5 * noise**2 + self.log_std + 0.5
++ logprob = -(0.5 * noise**2 + 0.5
+entropy of one component | continuous | detail 25: entropies summed | reference
+- np.log(2 * np.pi * np.e)).sum()
++ np.log(2 * np.pi * np.e)).mean()
+clipped actions are stored | continuous | detail 27: action clipped before its log-probability is stored | reference
+- actions[t] = agent.act(obs[t], noise[t])
++ box = envs.single_action_space
++             actions[t] = agent.act(obs[t], noise[t]).clip(box.low.ravel(), box.high.ravel())
+unclipped actions are taken | continuous | detail 27 | continuous
+- .clip(space.low, space.high)
++
+
+# Games
+no no-ops | atari | detail 14 | atari::TestPreprocessing
+- film["reward_clipping"] = False
++ film |= {"reward_clipping": False, "noop_max": 0}
+no no-ops in Python | atari | detail 14 | atari::TestPreprocessing
+- [FireReset, gym.wrappers.AtariPreprocessing,
++ [FireReset, lambda env: gym.wrappers.AtariPreprocessing(env, noop_max=0),
+every second frame | atari | detail 15: every fourth frame | atari::TestPreprocessing
+- film["reward_clipping"] = False
++ film |= {"reward_clipping": False, "frameskip": 2}
+a single frame | atari | detail 15: the maximum of two | atari::TestPreprocessing
+- film["reward_clipping"] = False
++ film |= {"reward_clipping": False, "maxpool": False}
+frame skip under the wrapper | atari | internal frame skip under the frame-skip wrapper | atari::TestPreprocessing
+- film |= {"frameskip": 1,
++ film |= {"frameskip": 4,
+lives do not matter | atari | detail 16 | reference
+- terminated[t] |= remaining < lives
++ pass
+a lost life ends the game | atari | detail 16: reported return of a life instead of a game | atari::TestLearningSignal
+-             terminated[t] |= remaining < lives
++             terminated[t] |= remaining < lives
++             ended |= terminated[t]
+lives that were not told | atari | detail 16: told by some only | atari::TestLearningSignal
+- info.get("_lives", "lives" in info)
++ "lives" in info
+no FIRE | atari | detail 17: no FIRE at reset | atari::TestPreprocessing
+- if "FIRE" in self.unwrapped.get_action_meanings():
++ if False:
+no FIRE in C++ | atari | detail 17: no FIRE at reset | atari::TestPreprocessing
+- film["reward_clipping"] = False
++ film |= {"reward_clipping": False, "use_fire_reset": False}
+other sizes of frames | atari | detail 18: 84 × 84 | atari::TestPreprocessing
+- film["reward_clipping"] = False
++ film |= {"reward_clipping": False, "img_height": 80, "img_width": 80}
+rewards not clipped to signs | atari | detail 19: no reward clip | reference
+- rewards[:] = rewards if args.norm_reward else np.sign(rewards)
++ pass
+reported rewards clipped | atari | detail 19: reported returns are unclipped | atari::TestPreprocessing
+- film["reward_clipping"] = False
++ pass
+reported returns are of signs | atari | detail 19: reported return clipped | atari::TestLearningSignal
+- episode += reward, valid[t]
++ episode += np.sign(reward), valid[t]
+two frames in a stack | atari | detail 20: four stacked frames | atari::TestPreprocessing
+- FrameStackObservation(env, 4,
++ FrameStackObservation(env, 2,
+frames on the wrong axis | atari | detail 20: frames stacked on the wrong axis | atari::TestNetworks
+- obs.view(-1, *self.shape).movedim(1 + self.shape.index(min(self.shape)), 1)
++ obs.view(-1, *sorted(self.shape))
+features are not shared | atari | detail 21: shared by policy and value | reference
+- self.critic(features).squeeze(-1)
++ self.critic(features.detach()).squeeze(-1)
+another kernel | atari | detail 21: the Nature CNN | reference
+- nn.Conv2d(32, 64, 4, 2)
++ nn.Conv2d(32, 64, 5, 2, 1)
+bytes as they are | atari | detail 22: divided by 255 | reference
+- / 255).float()
++ ).float()
+heads in bfloat16 | atari | values, advantages and the loss are float32 | atari::TestPrecision
+-         return self.actor(features), self.critic(features).squeeze(-1)
++             return self.actor(features), self.critic(features).squeeze(-1)
+actions are repeated | atari | `repeat_action_probability` | atari::TestPreprocessing
+- film["repeat_action_probability"] = args.repeat_action_probability
++ film["repeat_action_probability"] = 0.25
+
+# Metrics, and when to stop
+losses of the first minibatch | ppo | losses are means over all minibatches | train
+- torch.stack(diagnostics).mean(0).tolist()
++ diagnostics[0].tolist()
+losses of the last minibatch | ppo | losses are means over all minibatches | train
+- torch.stack(diagnostics).mean(0).tolist()
++ diagnostics[-1].tolist()
+metrics under each other's names | all | all numbers are read from the device at once | reference
+- zip(losses, means, strict=True)
++ zip(losses, means[::-1], strict=True)
+explained is unexplained | ppo | detail 12: explained variance | train
+- "explained_variance": 1 - unexplained
++ "explained_variance": unexplained
+reset steps in the explained variance | ppo | invalid samples count in no metric | train
+- advantages[valid].var() / max(returns[valid].var(), 1e-8)
++ advantages.var() / max(returns.var(), 1e-8)
+reset steps in the mean advantage | ppo | invalid samples count in no metric | train
+- "advantage_mean": advantages[valid].mean()
++ "advantage_mean": advantages.mean()
+entropy without masks | ppo | the entropy is relative to the allowed choices | train
+- np.log(masks[:T][valid].sum(-1))
++ np.log(agent.exists[None].sum(-1))
+the episodes of all iterations | ppo | the return of an iteration is that of its episodes | train
+- np.mean(finished, axis=0)
++ np.mean(episodes + finished, axis=0)
+speed counts earlier sessions | ppo | steps per second of this session | checkpoint
+- (global_step - saved["global_step"]) / (time
++ global_step / (time
+the first 100 episodes | ppo | the mean return is of the last 100 episodes | train
+- (episodes + finished)[-100:]
++ (episodes + finished)[:100]
+a return of few episodes | ppo | `stop_return` needs 100 episodes | train
+- len(episodes) == 100 and mean_return
++ mean_return
+no stop at the wanted return | ppo | `stop_return` | train
+- done = solved or stops
++ done = stops
+not finite, and goes on | ppo | training that turns non-finite stops | train
+- if not np.isfinite(x)]
++ if False]
+mistakes are not looked for | ppo | a mistake gets one line, before anything is written | command_line
+-     check_args(args)
++     pass
+
+# Checkpoints and evaluation
+two runs share a folder | ppo | two runs never share a folder | train
+- .exists() and args.resume is None:
++ is None:
+- exist_ok=args.resume is not None
++ exist_ok=True
+slashes in folder names | ppo | slashes and colons in environment ids are made safe | command_line
+- .replace("/", "_").replace(":", "_")
++
+no checkpoint until the end | ppo | no checkpoint until hours into a run | checkpoint
+- if done or time.time() - saved_time >= args.save_interval:
++ if done:
+a checkpoint at every iteration | ppo | `save_interval` | checkpoint
+- saved_time = time.time()
++ pass
+written in place | ppo | a kill at any instant leaves a complete checkpoint | checkpoint
+- open(run_dir / "checkpoint.tmp", "wb")
++ open(run_dir / "checkpoint.pt", "wb")
+- os.replace(run_dir / "checkpoint.tmp", run_dir / "checkpoint.pt")
++ pass
+not flushed to disk | ppo | a checkpoint is on disk before it takes the old one's place | checkpoint
+- os.fsync(file.fileno())
++ pass
+checkpoints may run code | ppo | a checkpoint from a stranger can't run code | checkpoint
+- weights_only=True
++ weights_only=False
+parameters are not restored | ppo | a run goes on | checkpoint
+- load_checkpoint(args.resume, **stateful)
++ load_checkpoint(args.resume, optimizer=optimizer)
+Adam forgets | ppo | a checkpoint holds the optimizer | checkpoint
+- load_checkpoint(args.resume, **stateful)
++ load_checkpoint(args.resume, agent=agent)
+schedules begin anew | ppo | resuming with the learning rate of a new run | checkpoint
+- left = 1 - global_step / total_steps
++ left = 1 - (global_step - saved["global_step"]) / total_steps
+counters begin anew | ppo | resuming with the counters of a new run | checkpoint
+- global_step, episodes = saved["global_step"], saved["episodes"]
++ global_step, episodes = 0, saved["episodes"]
+episodes are forgotten | ppo | resuming with the counters of a new run | checkpoint
+- global_step, episodes = saved["global_step"], saved["episodes"]
++ global_step, episodes = saved["global_step"], []
+numbers go on by themselves | ppo | a resumed run draws what it would have drawn | checkpoint parallel
+- torch.default_generator.manual_seed(hash((args.seed, global_step, RANK)))
++ pass
+statistics are lost | vectors | normalisation statistics lost in a checkpoint | checkpoint continuous
+- nn.Buffer(torch.zeros(shape)), nn.Buffer(torch.ones(shape))
++ (nn.Buffer(x, persistent=False) for x in (torch.zeros(shape), torch.ones(shape)))
+default arguments are saved | ppo | a checkpoint holds the arguments | checkpoint
+- "args": asdict(replace(args, resume=None))
++ "args": asdict(Args())
+given arguments are ignored | ppo | what is given to a resumed run holds | checkpoint
+- args = replace(saved["args"], **args.given)
++ args = replace(saved["args"], resume=args.resume)
+defaults win | ppo | what is not given to a resumed run is as it was | checkpoint
+- args = replace(saved["args"], **args.given)
++ pass
+defaults win on the command line | ppo | what is not given to a resumed run is as it was | checkpoint
+- args = tyro.cli(Args, default=load_checkpoint(args.resume or args.evaluate)["args"])
++ pass
+a new folder after resuming | ppo | a run goes on in its folder | checkpoint
+- Path(args.resume or f"runs/
++ Path(f"runs/
+the same episodes after resuming | ppo | resumed environments have seeds of their own | checkpoint
+- env_seed = hash((args.seed, global_step, RANK))
++ env_seed = hash((args.seed, 0, RANK))
+points twice | ppo | curves without a gap or a doubled point | checkpoint
+- purge_step=global_step + 1 if args.resume else None
++ purge_step=None
+curves behind the checkpoint | ppo | curves without a gap | checkpoint
+- writer.flush()  #
++ pass  #
+evaluation takes the best action | ppo | actions are sampled in evaluation as in training | checkpoint
+- greedy=args.eval_greedy
++ greedy=True
+evaluation is never greedy | vectors | `eval_greedy` | checkpoint continuous
+- greedy=args.eval_greedy
++ greedy=False
+evaluation changes statistics | vectors | normalisation statistics updated in evaluation | checkpoint continuous
+-             obs, reward, terminated, truncated, info = envs.step(actions)
++             obs, reward, terminated, truncated, info = envs.step(actions)
++             agent.obs_stats.update(obs)
+evaluation adds up returns | ppo | reported returns are those of one episode | checkpoint
+-         ended, episode_return, length = np.zeros(1, bool), 0.0, 0
++         ended, episode_return, length = np.zeros(1, bool), results[-1][0] if results else 0.0, 0
+evaluation repeats an episode | ppo | each episode starts elsewhere | checkpoint
+- seed=None if episode else args.seed % 2**31
++ seed=args.seed % 2**31
+cut off episodes count | ppo | returns are those of whole episodes | checkpoint watching
+- results += [(episode_return, length)] if ended else []
++ results += [(episode_return, length)]
+no spread of returns | ppo | evaluation prints mean and spread | checkpoint
+- {np.std(results, axis=0)[0]:.2f}
++ 0.00
+Ctrl-C is a success | ppo | Ctrl-C and SIGTERM exit with 130 and 143 | checkpoint
+- "exit_code": 128 + stops[0] if stops and RANK == 0 else 0
++ "exit_code": 0
+SIGTERM ends at once | ppo | Ctrl-C and SIGTERM save and end | checkpoint
+- for x in (signal.SIGINT, signal.SIGTERM)}
++ for x in (signal.SIGINT,)}
+signals are not heard | ppo | Ctrl-C and SIGTERM save and end | checkpoint
+- done = solved or stops or
++ done = solved or
+signals stay caught | ppo | after training, the process is as it was | checkpoint train
+- signal.signal(number, handler)
++ pass
+one thread for good | ppo | after training, the process is as it was | checkpoint train
+- torch.set_num_threads(threads)
++ pass
+deterministic for good | ppo | after training, the process is as it was | checkpoint train gpu
+- torch.use_deterministic_algorithms(deterministic)
++ pass
+one stop for good | ppo | after training, the process is as it was | checkpoint train
+- stop_signals.clear()
++ pass
+after an error, nothing is as it was | ppo | after training, the process is as it was | checkpoint train
+-     finally:
++     except ZeroDivisionError:
++         raise
++     else:
+
+# Several processes
+gradients of one process | ppo | detail b | parallel
+- gradient = all_mean(torch.cat(
++ gradient = (torch.cat(
+gradients are summed | ppo | detail b: averaged | parallel
+- gradient = all_mean(torch.cat(
++ gradient = WORLD_SIZE * all_mean(torch.cat(
+clipped before averaging | ppo | detail b, and 11 after it | parallel
+- gradient = all_mean(torch.cat(
++ gradient = (torch.cat(
+- return gradient * (args.max_grad_norm / (diagnostics["grad_norm"] + 1e-6)).clamp(max=1), diagnostics
++ return all_mean(gradient * (args.max_grad_norm / (gradient.norm() + 1e-6)).clamp(max=1)), diagnostics
+a sum for the mean | ppo | detail b: averaged | parallel
+- else x / WORLD_SIZE
++ else x
+each its own target KL | ppo | detail c: all processes end their epochs together | parallel
+- all_mean(approx_kl) > args.target_kl
++ approx_kl > args.target_kl
+other parameters in each process | ppo | parameters stay bit-equal across processes | parallel
+- torch.manual_seed(args.seed)  #
++ torch.manual_seed(args.seed + RANK)  #
+the same environments in each process | ppo | two environments with the same seed | parallel
+- env_seed = hash((args.seed, global_step, RANK))
++ env_seed = hash((args.seed, global_step))
+the same noise in each process | ppo | processes explore independently | parallel
+- manual_seed(hash((args.seed, global_step, RANK)))
++ manual_seed(hash((args.seed, global_step)))
+all environments in each process | ppo | each process owns num_envs / world_size environments | parallel
+- N, batch_size = args.num_steps, args.num_envs // WORLD_SIZE
++ N, batch_size = args.num_steps, args.num_envs
+statistics of one process | ppo | statistics are those of all processes | parallel
+- WORLD_SIZE * all_mean(torch.stack([x**0, x, x**2]).sum(1))
++ torch.stack([x**0, x, x**2]).sum(1)
+metrics of one process | ppo | metrics are those of all processes | parallel
+- means = all_mean(torch.tensor(
++ means = (torch.tensor(
+episodes of one process | ppo | metrics are those of all processes | parallel
+- dist.all_gather_object(gathered, gathered[0])
++ pass
+every process writes | ppo | process 0 alone logs, saves and prints | parallel
+- if RANK == 0:  # which alone
++ if True:  # which alone
+
+# Watching, and devices
+a film of every iteration | ppo | films at the start and at each tenth | watching
+- global_step * 10 // total_steps > filmed:
++ True:
+films without end | ppo | a film has 2,000 steps at most | watching
+- folder, max_length=2000)
++ folder)
+filming once, filming always | ppo | a run that was filmed evaluates without | watching
+- if given.capture_video else None
++ if args.capture_video else None
+curves only in TensorBoard | ppo | W&B gets the curves, too | watching
+- sync_tensorboard=True
++ sync_tensorboard=False
+the seed of EnvPool stays | continuous | EnvPool's episodes differ in resumed runs, too | envpool
+- make_envs(replace(args, seed=env_seed), N)
++ make_envs(args, N)
+one GPU for all processes | ppo | each process has its own device | gpu
+- torch.cuda.set_device(device)
++ pass
+CUDA against --no-cuda | ppo | `--no-cuda` wins | command_line gpu
+- if args.cuda and args.device == "cuda" else "cpu")
++ if args.device == "cuda" else "cpu")
+compiled anew for each clip range | all | compiled code does not depend on numbers that change | loss gpu
+- clip_coef = torch.full((), args.clip_coef * (left if args.anneal_clip else 1), device=device)
++ clip_coef = args.clip_coef * (left if args.anneal_clip else 1)
+"""
 
 
 class Mutant(NamedTuple):
     name: str
-    scripts: str
-    find: str
-    replace: str
+    scripts: tuple[str, ...]
     breaks: str
-    first: str
+    first: tuple[str, ...]
+    edits: tuple[tuple[str, str], ...]  # what to find, and what takes its place
+
+    def plant(self, text: str) -> str:
+        for find, replace in self.edits:
+            if (count := text.count(find)) != 1:
+                raise ValueError(f'"{self.name}": its text is there {count} times, instead of once: {find!r}')
+            text = text.replace(find, replace)
+        return text
 
 
 DISCRETE, CONTINUOUS, ATARI = "ppo.py", "ppo_continuous.py", "ppo_atari.py"
-ALL = f"{DISCRETE} {CONTINUOUS} {ATARI}"
-REFERENCE = "test_reference.py"
+SCRIPTS = {"ppo": (DISCRETE,), "continuous": (CONTINUOUS,), "atari": (ATARI,), "all": (DISCRETE, CONTINUOUS, ATARI)}
+SCRIPTS |= {"vectors": (DISCRETE, CONTINUOUS), "choices": (DISCRETE, ATARI)}
 
-ESTIMATE = [
-    Mutant(
-        "time limits end",
-        ALL,
-        "values[1:] * ~terminated",
-        "values[1:] * ~(terminated | truncated)",
-        "detail 5: no bootstrap at a time limit",
-        REFERENCE,
-    ),
-    Mutant(
-        "ends bootstrap",
-        ALL,
-        "gamma * values[1:] * ~terminated",
-        "gamma * values[1:]",
-        "detail 5: a terminated episode has no future",
-        REFERENCE,
-    ),
-    Mutant(
-        "advantages leak over time limits",
-        ALL,
-        "np.where(terminated | truncated, 0,",
-        "np.where(terminated, 0,",
-        "detail 5: the sum ends with the episode",
-        REFERENCE,
-    ),
-    Mutant(
-        "ends one step late",
-        ALL,
-        "values[1:] * ~terminated",
-        "values[1:] * ~np.roll(terminated, 1, axis=0)",
-        "`done` off by one in GAE",
-        REFERENCE,
-    ),
-    Mutant(
-        "bootstrap from the step before",
-        ALL,
-        "gamma * values[1:] * ~terminated",
-        "gamma * values[:-1] * ~terminated",
-        "bootstrap from the wrong observation",
-        REFERENCE,
-    ),
-    Mutant(
-        "no bootstrap at the end of the rollout",
-        DISCRETE,
-        "deltas = rewards + gamma * values[1:] * ~terminated - values[:-1]",
-        "values = np.concatenate([values[:-1], 0 * values[:1]])\n"
-        "    deltas = rewards + gamma * values[1:] * ~terminated - values[:-1]",
-        "detail 5: the rollout's last step bootstraps",
-        "test_gae.py",
-    ),
-    Mutant(
-        "one-step targets",
-        DISCRETE,
-        "np.where(terminated | truncated, 0, gamma * gae_lambda)",
-        "np.where(terminated | truncated, 0, 0 * gamma)",
-        "one-step value targets instead of the λ-return",
-        "test_gae.py",
-    ),
-    Mutant(
-        "no lambda",
-        DISCRETE,
-        "np.where(terminated | truncated, 0, gamma * gae_lambda)",
-        "np.where(terminated | truncated, 0, gamma)",
-        "detail 5: λ",
-        "test_gae.py",
-    ),
-    Mutant(
-        "no gamma",
-        DISCRETE,
-        "rewards + gamma * values[1:]",
-        "rewards + values[1:]",
-        "detail 5: γ",
-        "test_gae.py",
-    ),
-    Mutant(
-        "targets without values",
-        ALL,
-        '("returns", advantages + values[:T])',
-        '("returns", advantages)',
-        "the value target is advantage + value",
-        REFERENCE,
-    ),
-]
 
-LOSS = [
-    Mutant(
-        "the higher surrogate",
-        ALL,
-        "policy_loss = torch.max(",
-        "policy_loss = torch.min(",
-        "detail 8: the pessimistic one of the two",
-        REFERENCE,
-    ),
-    Mutant(
-        "no clipping",
-        DISCRETE,
-        "-advantages * ratio.clamp(1 - clip_coef, 1 + clip_coef)",
-        "-advantages * ratio",
-        "detail 8",
-        "test_loss.py",
-    ),
-    Mutant(
-        "clipped alone",
-        DISCRETE,
-        "torch.max(-advantages * ratio, -advantages",
-        "torch.max(-advantages * ratio.clamp(1 - clip_coef, 1 + clip_coef), -advantages",
-        "detail 8: clipping never removes what there is to lose",
-        "test_loss.py",
-    ),
-    Mutant(
-        "inverted ratio",
-        ALL,
-        'log_ratio = logprob - batch["logprobs"]',
-        'log_ratio = batch["logprobs"] - logprob',
-        "ratio of probabilities inverted",
-        REFERENCE,
-    ),
-    Mutant(
-        "ratio to itself",
-        ALL,
-        'log_ratio = logprob - batch["logprobs"]',
-        "log_ratio = logprob - logprob.detach()",
-        "old log-probabilities recomputed with the new policy",
-        REFERENCE,
-    ),
-    Mutant(
-        "gradient into the old log-probabilities",
-        DISCRETE,
-        'log_ratio = logprob - batch["logprobs"]',
-        'log_ratio = logprob - (batch["logprobs"] + logprob - logprob.detach())',
-        "gradient flowing into the old log-probabilities",
-        "test_loss.py",
-    ),
-    Mutant(
-        "gradient into the targets",
-        DISCRETE,
-        "squared_error = (value - batch",
-        "squared_error = (value.detach() - batch",
-        "gradient flowing into the value targets",
-        "test_loss.py",
-    ),
-    Mutant(
-        "gradient into the advantages",
-        DISCRETE,
-        'weights, advantages = batch["weights"], batch["advantages"]\n'
-        "    logprob, entropy, value = agent.evaluate(batch)",
-        "logprob, entropy, value = agent.evaluate(batch)\n"
-        '    weights, advantages = batch["weights"], batch["advantages"] - value + value.detach()',
-        "gradient flowing into the advantages",
-        "test_loss.py",
-    ),
-    Mutant(
-        "targets recomputed",
-        DISCRETE,
-        "squared_error = (value - batch",
-        'batch["returns"] = batch["returns"] - batch["values"] + value.detach()\n    squared_error = (value - batch',
-        "value targets recomputed inside the epochs",
-        "test_loss.py",
-    ),
-    Mutant(
-        "the better value",
-        ALL,
-        "squared_error = torch.max(squared_error,",
-        "squared_error = torch.min(squared_error,",
-        "detail 9: the worse of the two errors",
-        REFERENCE,
-    ),
-    Mutant(
-        "values without a clip range",
-        DISCRETE,
-        '(value - batch["values"]).clamp(-clip_coef, clip_coef)',
-        '(value - batch["values"])',
-        "detail 9: clip range of the value loss missing",
-        "test_loss.py",
-    ),
-    Mutant(
-        "values always clipped",
-        DISCRETE,
-        "if args.clip_vloss:",
-        "if True:",
-        "detail 9: `--no-clip-vloss`",
-        "test_loss.py",
-    ),
-    Mutant(
-        "value loss not halved",
-        ALL,
-        "value_loss = 0.5 * (squared_error @ weights)",
-        "value_loss = squared_error @ weights",
-        "the value loss is half the mean squared error",
-        REFERENCE,
-    ),
-    Mutant(
-        "less entropy is better",
-        ALL,
-        "loss = policy_loss - args.ent_coef * entropy",
-        "loss = policy_loss + args.ent_coef * entropy",
-        "detail 10: entropy with the wrong sign",
-        REFERENCE,
-    ),
-    Mutant(
-        "no value loss",
-        DISCRETE,
-        "+ args.vf_coef * value_loss",
-        "+ 0 * value_loss",
-        "detail 10",
-        "test_loss.py",
-    ),
-    Mutant(
-        "worse values are better",
-        DISCRETE,
-        "+ args.vf_coef * value_loss",
-        "- args.vf_coef * value_loss",
-        "a loss term with the wrong sign",
-        "test_loss.py",
-    ),
-    Mutant(
-        "worse actions are better",
-        DISCRETE,
-        "loss = policy_loss - args",
-        "loss = -policy_loss - args",
-        "a loss term with the wrong sign",
-        "test_loss.py",
-    ),
-    Mutant(
-        "no gradient clip",
-        ALL,
-        '(args.max_grad_norm / (diagnostics["grad_norm"] + 1e-6)).clamp(max=1)',
-        "1",
-        "detail 11",
-        REFERENCE,
-    ),
-    Mutant(
-        "short gradients are stretched",
-        DISCRETE,
-        '(args.max_grad_norm / (diagnostics["grad_norm"] + 1e-6)).clamp(max=1)',
-        '(args.max_grad_norm / (diagnostics["grad_norm"] + 1e-6))',
-        "detail 11: a limit, not a length",
-        "test_loss.py",
-    ),
-    Mutant(
-        "norm after the clip",
-        DISCRETE,
-        'diagnostics["grad_norm"] = gradient.norm()',
-        'diagnostics["grad_norm"] = gradient.norm().clamp(max=args.max_grad_norm)',
-        "`grad_norm` is before clipping",
-        "test_loss.py",
-    ),
-    Mutant(
-        "clip every component by itself",
-        DISCRETE,
-        'return gradient * (args.max_grad_norm / (diagnostics["grad_norm"] + 1e-6)).clamp(max=1), diagnostics',
-        "return gradient.clamp(-args.max_grad_norm, args.max_grad_norm), diagnostics",
-        "detail 11: the global norm",
-        "test_loss.py",
-    ),
-    Mutant(
-        "the other KL estimate",
-        DISCRETE,
-        '"approx_kl": (ratio - 1 - log_ratio) @ weights',
-        '"approx_kl": -log_ratio @ weights',
-        "detail 12",
-        "test_loss.py",
-    ),
-    Mutant(
-        "KL from new to old",
-        DISCRETE,
-        '"old_approx_kl": -log_ratio @ weights',
-        '"old_approx_kl": log_ratio @ weights',
-        "detail 12",
-        "test_loss.py",
-    ),
-    Mutant(
-        "clip fraction above only",
-        DISCRETE,
-        "((ratio - 1).abs() > clip_coef)",
-        "((ratio - 1) > clip_coef)",
-        "detail 12",
-        "test_loss.py",
-    ),
-    Mutant(
-        "reset steps count",
-        ALL,
-        "weights = valid / all_sum(valid.sum(1, keepdim=True)).clamp(min=1)",
-        "weights = torch.ones_like(valid) / all_sum(torch.ones_like(valid).sum(1, keepdim=True)).clamp(min=1)",
-        "training on reset steps",
-        REFERENCE,
-    ),
-    Mutant(
-        "mean over all samples",
-        DISCRETE,
-        "weights = valid / all_sum(valid.sum(1, keepdim=True)).clamp(min=1)",
-        "weights = valid / valid.shape[1]",
-        "the mean is that of the valid samples",
-        "test_loss.py",
-    ),
-    Mutant(
-        "advantages not normalised",
-        ALL,
-        "    if norm_adv:\n",
-        "    if False:\n",
-        "detail 7",
-        REFERENCE,
-    ),
-    Mutant(
-        "advantages not centred",
-        DISCRETE,
-        "advantages = advantages - all_sum((advantages * weights).sum(1, keepdim=True))",
-        "advantages = advantages - 0",
-        "detail 7",
-        "test_loss.py",
-    ),
-    Mutant(
-        "normalised over the rollout",
-        DISCRETE,
-        "    if norm_adv:\n",
-        "    if norm_adv:\n"
-        "        everything = advantages[valid]\n"
-        "        advantages = (advantages - everything.mean()) / (everything.std() + 1e-8)\n"
-        "    if False:\n",
-        "detail 7: per minibatch",
-        "test_loss.py",
-    ),
-    Mutant(
-        "normalised per environment",
-        DISCRETE,
-        "advantages = compute_gae(rewards, values, terminated, truncated, args.gamma, args.gae_lambda)",
-        "advantages = compute_gae(rewards, values, terminated, truncated, args.gamma, args.gae_lambda)\n"
-        "            advantages = (advantages - advantages.mean(0)) / (advantages.std(0) + 1e-8)",
-        "advantages normalised per environment",
-        REFERENCE,
-    ),
-    Mutant(
-        "a reduction without its axis",
-        f"{DISCRETE} {ATARI}",
-        'logprob = logprobs.gather(-1, batch["actions"].unsqueeze(-1)).sum((-2, -1))',
-        'logprob = logprobs.gather(-1, batch["actions"].unsqueeze(-1)).sum().expand(len(logits))',
-        "a batch of log-probabilities becomes a scalar and broadcasts",
-        REFERENCE,
-    ),
-    Mutant(
-        "entropy over the wrong axis",
-        DISCRETE,
-        "entropy = -(logprobs.exp() * logprobs).sum((-2, -1))",
-        "entropy = -(logprobs.exp() * logprobs).sum((0, -1)).mean().expand_as(logprob)",
-        "entropy averaged over the wrong axis",
-        "test_agent.py",
-    ),
-]
+def parse(text: str) -> list[Mutant]:
+    mutants, head = [], ""
+    rows = [row for row in text.splitlines() if row and not row.startswith("#")]
+    for is_edit, group in groupby(rows, key=lambda row: row[0] in "+-"):
+        if not is_edit:
+            (head,) = group
+            continue
+        name, scripts, breaks, tests = head.split(" | ")
+        first = tuple("::".join([f"test_{file}.py", *rest]) for file, *rest in (x.split("::") for x in tests.split()))
+        pieces = ["\n".join(row[2:] for row in sign) for _, sign in groupby(group, key=lambda row: row[0])]
+        edits = tuple(zip(pieces[::2], pieces[1::2], strict=True))
+        mutants.append(Mutant(name, SCRIPTS[scripts], breaks, first, edits))
+    return mutants
 
-POLICY = [
-    Mutant(
-        "weights not orthogonal",
-        ALL,
-        "nn.init.orthogonal_(layer.weight, gain)",
-        "nn.init.xavier_uniform_(layer.weight, gain)",
-        "detail 2",
-        "test_agent.py::test_initialisation "
-        "test_continuous.py::TestPolicy::test_initialisation "
-        "test_atari.py::TestNetworks::test_initialisation",
-    ),
-    Mutant(
-        "hidden gain 1",
-        DISCRETE,
-        "gain: float = math.sqrt(2)",
-        "gain: float = 1.0",
-        "detail 2: √2 in hidden layers",
-        "test_agent.py",
-    ),
-    Mutant(
-        "biases not zero",
-        DISCRETE,
-        "nn.init.zeros_(layer.bias)",
-        "pass",
-        "detail 2: zero biases",
-        "test_agent.py",
-    ),
-    Mutant(
-        "the policy's last gain 1",
-        ALL,
-        "gain=0.01)",
-        "gain=1.0)",
-        "detail 2: 0.01 in the policy's last layer",
-        "test_agent.py::test_initialisation "
-        "test_continuous.py::TestPolicy::test_initialisation "
-        "test_atari.py::TestLearningSignal::test_games",
-    ),
-    Mutant(
-        "the value's last gain 0.01",
-        DISCRETE,
-        "self.critic = mlp(*sizes, 1, gain=1.0)",
-        "self.critic = mlp(*sizes, 1, gain=0.01)",
-        "detail 2: 1 in the value's last layer",
-        "test_agent.py",
-    ),
-    Mutant(
-        "policy and value share",
-        f"{DISCRETE} {CONTINUOUS}",
-        "self.critic = mlp(*sizes, 1, gain=1.0)",
-        "self.critic = nn.Sequential(*self.actor[:-1], layer_init(nn.Linear(64, 1), 1.0))",
-        "details 13 and 26: networks of their own",
-        "test_agent.py",
-    ),
-    Mutant(
-        "arg-max",
-        f"{DISCRETE} {ATARI}",
-        "scores = logits.reshape(forbidden.shape) + noise",
-        "scores = logits.reshape(forbidden.shape) + 0 * noise",
-        "taking the arg-max instead of sampling",
-        "test_agent.py::test_sampling_frequencies test_atari.py::TestLearningSignal::test_games",
-    ),
-    Mutant(
-        "normal instead of Gumbel noise",
-        DISCRETE,
-        "return rng.gumbel(size=",
-        "return rng.normal(size=",
-        "samples of the policy",
-        "test_agent.py",
-    ),
-    Mutant(
-        "forbidden choices are taken",
-        DISCRETE,
-        "np.where(forbidden, -np.inf, scores)",
-        "scores",
-        "detail d",
-        "test_agent.py",
-    ),
-    Mutant(
-        "forbidden choices are probable",
-        DISCRETE,
-        'logits.masked_fill(batch["forbidden"], -1e38).log_softmax(-1)',
-        "logits.log_softmax(-1)",
-        "detail d",
-        "test_agent.py",
-    ),
-    Mutant(
-        "masks are forgotten",
-        DISCRETE,
-        "np.place(forbidden[n], ~missing, mask == 0)",
-        "pass",
-        "detail d",
-        "test_agent.py",
-    ),
-    Mutant(
-        "masks upside down",
-        DISCRETE,
-        "mask == 0)",
-        "mask != 0)",
-        "detail d: 1 is allowed",
-        "test_agent.py",
-    ),
-    Mutant(
-        "stale masks",
-        DISCRETE,
-        'info.get("_action_mask", "action_mask" in info) & ~ended',
-        'np.full(len(ended), "action_mask" in info) & ~ended',
-        "detail d: of who sent one this time",
-        "test_agent.py",
-    ),
-    Mutant(
-        "components averaged",
-        DISCRETE,
-        'batch["actions"].unsqueeze(-1)).sum((-2, -1))',
-        'batch["actions"].unsqueeze(-1)).mean((-2, -1))',
-        "detail 37: log-probabilities summed",
-        "test_agent.py",
-    ),
-    Mutant(
-        "entropy of one component",
-        DISCRETE,
-        "entropy = -(logprobs.exp() * logprobs).sum((-2, -1))",
-        "entropy = -(logprobs.exp() * logprobs).sum(-1)[..., 0]",
-        "detail 37: entropies summed",
-        "test_agent.py",
-    ),
-    Mutant(
-        "actions counted from 0",
-        DISCRETE,
-        'getattr(space, "start", getattr(space, "low", None))',
-        "0",
-        "the action space's start",
-        "test_agent.py",
-    ),
-]
 
-TRAINING = [
-    Mutant(
-        "every rollout begins with a reset",
-        DISCRETE,
-        "        obs[0] = obs[T]\n",
-        "        observe(T, *envs.reset())\n        obs[0] = obs[T]\n",
-        "detail 1: rollouts cross episode borders",
-        "test_train.py",
-    ),
-    Mutant(
-        "the observation before",
-        ALL,
-        "        obs[0] = obs[T]\n",
-        "        obs[0] = obs[T - 1]\n",
-        "an old observation as the first of the next rollout",
-        REFERENCE,
-    ),
-    Mutant(
-        "the finished episode's observation",
-        ALL,
-        "                observe(t + 1, next_obs, info)\n",
-        "                observe(t + 1, next_obs, info)\n                obs[t + 1, ~valid[t]] = obs[t, ~valid[t]]\n",
-        "storing the observation of the finished episode as the first of the next",
-        REFERENCE,
-    ),
-    Mutant(
-        "valid resets",
-        ALL,
-        "valid[t] = ~ended  #",
-        "valid[t] = True  #",
-        "training on reset steps",
-        REFERENCE,
-    ),
-    Mutant(
-        "ends forgotten between rollouts",
-        ALL,
-        "        finished = []\n",
-        "        finished, ended = [], np.zeros(N, bool)\n",
-        "`valid` is carried over from the previous rollout",
-        REFERENCE,
-    ),
-    Mutant(
-        "other autoresets are accepted",
-        DISCRETE,
-        'if envs.metadata.get("autoreset_mode") is not gym.vector.AutoresetMode.NEXT_STEP:',
-        "if False:",
-        "environments that reset in another way are refused",
-        "test_command_line.py::test_a_mistake_gets_one_line_and_leaves_nothing",
-    ),
-    Mutant(
-        "the acting policy is old",
-        DISCRETE,
-        "        policy = numpy_policy(agent)\n        noise",
-        "        policy = policy if iteration > 1 else numpy_policy(agent)\n        noise",
-        "the newest policy acts",
-        "test_train.py",
-    ),
-    Mutant(
-        "not shuffled",
-        ALL,
-        "order = torch.randperm(local_size)",
-        "order = torch.arange(local_size)",
-        "detail 6: minibatch indices not shuffled",
-        REFERENCE,
-    ),
-    Mutant(
-        "the same order in every epoch",
-        DISCRETE,
-        "order = torch.randperm(local_size)",
-        "order = torch.randperm(local_size, generator=torch.Generator().manual_seed(iteration))",
-        "detail 6: the same in every epoch",
-        "test_train.py::TestUpdating::test_every_sample_once_an_epoch_in_a_new_order",
-    ),
-    Mutant(
-        "drawn with replacement",
-        DISCRETE,
-        "order = torch.randperm(local_size)",
-        "order = torch.randint(local_size, (local_size,))",
-        "detail 6: some samples never visited",
-        "test_train.py",
-    ),
-    Mutant(
-        "a minibatch left out",
-        DISCRETE,
-        "for i in range(args.num_minibatches):",
-        "for i in range(1, args.num_minibatches):",
-        "detail 6: some samples never visited",
-        "test_train.py",
-    ),
-    Mutant(
-        "samples mixed up",
-        ALL,
-        'batch["obs"].index_select(0, order[i])',
-        'batch["obs"].index_select(0, order[i].sort()[0])',
-        "observations of other samples",
-        REFERENCE,
-    ),
-    Mutant(
-        "old log-probabilities of every epoch",
-        DISCRETE,
-        "            order = torch.randperm(local_size)",
-        "            with torch.no_grad():\n"
-        '                batch["logprobs"] = agent.evaluate(batch)[0]\n'
-        "            order = torch.randperm(local_size)",
-        "old log-probabilities recomputed with the new policy",
-        "test_train.py",
-    ),
-    Mutant(
-        "advantages of every epoch",
-        DISCRETE,
-        "            order = torch.randperm(local_size)",
-        "            with torch.no_grad():\n"
-        '                batch["advantages"] = batch["returns"] - agent.evaluate(batch)[2]\n'
-        "            order = torch.randperm(local_size)",
-        "advantages recomputed inside the epochs",
-        "test_train.py",
-    ),
-    Mutant(
-        "Adam's eps 1e-8",
-        ALL,
-        '"eps": 1e-5',
-        '"eps": 1e-8',
-        "detail 3",
-        REFERENCE,
-    ),
-    Mutant(
-        "the learning rate stays",
-        DISCRETE,
-        "learning_rate = args.learning_rate * (1 - progress if args.anneal_lr else 1)",
-        "learning_rate = args.learning_rate",
-        "detail 4",
-        "test_train.py",
-    ),
-    Mutant(
-        "annealed by the wrong counter",
-        DISCRETE,
-        "progress = (iteration - 1) / num_iterations",
-        "progress = global_step / args.total_timesteps / args.num_envs",
-        "detail 4: learning rate annealed by the wrong counter",
-        "test_train.py",
-    ),
-    Mutant(
-        "annealed one iteration early",
-        ALL,
-        "progress = (iteration - 1) / num_iterations",
-        "progress = iteration / num_iterations",
-        "detail 4: from the full rate",
-        REFERENCE,
-    ),
-    Mutant(
-        "the clip range stays",
-        DISCRETE,
-        "clip_coef = args.clip_coef * (1 - progress if args.anneal_clip else 1)",
-        "clip_coef = args.clip_coef",
-        "detail a",
-        "test_train.py",
-    ),
-    Mutant(
-        "no target KL",
-        DISCRETE,
-        "> args.target_kl:\n                    break",
-        "> args.target_kl:\n                    pass",
-        "detail c",
-        "test_train.py",
-    ),
-    Mutant(
-        "the KL of all epochs",
-        DISCRETE,
-        "diagnostics[-args.num_minibatches :]",
-        "diagnostics",
-        "detail c: of the latest epoch",
-        REFERENCE,
-    ),
-    Mutant(
-        "the noisy KL ends epochs",
-        DISCRETE,
-        '[*diagnosis].index("approx_kl")',
-        '[*diagnosis].index("old_approx_kl")',
-        "detail c",
-        REFERENCE,
-    ),
-    Mutant(
-        "losses of the last minibatch",
-        DISCRETE,
-        "all_sum(torch.stack(diagnostics).mean(0))",
-        "all_sum(diagnostics[-1].clone())",
-        "losses are means over all minibatches",
-        "test_train.py::TestLogging::test_losses_are_means_over_minibatches",
-    ),
-    Mutant(
-        "explained is unexplained",
-        DISCRETE,
-        '= 1 - losses["residual_variance"]',
-        '= losses["residual_variance"]',
-        "detail 12: explained variance",
-        "test_train.py::TestLogging::test_statistics_of_the_batch",
-    ),
-    Mutant(
-        "reset steps in the metrics",
-        DISCRETE,
-        'weights = batch["valid"] / all_sum(batch["valid"].sum()).clamp(min=1)',
-        'weights = torch.full_like(batch["returns"], 1 / batch_size)',
-        "invalid samples count in no metric",
-        "test_train.py::TestLogging::test_statistics_of_the_batch",
-    ),
-    Mutant(
-        "every episode has the length of the first",
-        DISCRETE,
-        "episode_return[ended] = episode_length[ended] = discounted_return[ended] = 0",
-        "episode_return[ended] = discounted_return[ended] = 0",
-        "lengths of episodes",
-        "test_train.py",
-    ),
-    Mutant(
-        "returns add up over episodes",
-        DISCRETE,
-        "episode_return[ended] = episode_length[ended] = discounted_return[ended] = 0",
-        "episode_length[ended] = discounted_return[ended] = 0",
-        "returns of episodes",
-        "test_train.py",
-    ),
-    Mutant(
-        "reset steps lengthen episodes",
-        DISCRETE,
-        "episode_length += valid[t]",
-        "episode_length += 1",
-        "lengths of episodes",
-        "test_train.py",
-    ),
-    Mutant(
-        "equal environments",
-        DISCRETE,
-        "envs.reset(seed=env_seed)",
-        "envs.reset(seed=[env_seed] * N)",
-        "two environments with the same seed",
-        "test_train.py",
-    ),
-    Mutant(
-        "steps of one environment",
-        DISCRETE,
-        "global_step = iteration * batch_size",
-        "global_step = iteration * T",
-        "the x-axis counts steps over all environments",
-        "test_train.py",
-    ),
-    Mutant(
-        "not finite, and goes on",
-        DISCRETE,
-        "if not math.isfinite(value)]",
-        "if False]",
-        "training that turns non-finite stops",
-        "test_train.py::TestStopping::test_when_training_is_no_longer_finite",
-    ),
-]
-
-NORMALISING = [
-    Mutant(
-        "observations not centred",
-        f"{DISCRETE} {CONTINUOUS}",
-        'next_obs = stats["obs"].normalize(next_obs)',
-        'next_obs = stats["obs"].normalize(next_obs, center=False)',
-        "detail 28",
-        REFERENCE,
-    ),
-    Mutant(
-        "statistics of the first batch",
-        f"{DISCRETE} {CONTINUOUS}",
-        '            stats["obs"].update(next_obs)\n',
-        '            if not stats["obs"].count:\n                stats["obs"].update(next_obs)\n',
-        "detail 28: running statistics",
-        REFERENCE,
-    ),
-    Mutant(
-        "not clipped",
-        f"{DISCRETE} {CONTINUOUS}",
-        "return np.clip((x - self.mean * center) / np.sqrt(self.var + 1e-8), -10, 10)",
-        "return (x - self.mean * center) / np.sqrt(self.var + 1e-8)",
-        "details 29 and 31",
-        "test_agent.py::test_running_statistics_are_those_of_all_data "
-        "test_continuous.py::TestNormalising::test_extremes_are_clipped",
-    ),
-    Mutant(
-        "variance for deviation",
-        CONTINUOUS,
-        "/ np.sqrt(self.var + 1e-8)",
-        "/ (self.var + 1e-8)",
-        "detail 28: the standard deviation",
-        REFERENCE,
-    ),
-    Mutant(
-        "rewards centred",
-        f"{DISCRETE} {CONTINUOUS}",
-        'rewards[t] = stats["return"].normalize(reward, center=False)',
-        'rewards[t] = stats["return"].normalize(reward)',
-        "detail 30: reward scaling that subtracts the mean",
-        REFERENCE,
-    ),
-    Mutant(
-        "the deviation of rewards",
-        CONTINUOUS,
-        'stats["return"].update(discounted_return[valid[t]])',
-        'stats["return"].update(reward[valid[t]])',
-        "detail 30: of the discounted return",
-        REFERENCE,
-    ),
-    Mutant(
-        "the return of the finished episode",
-        f"{DISCRETE} {CONTINUOUS}",
-        "episode_return[ended] = episode_length[ended] = discounted_return[ended] = 0",
-        "episode_return[ended] = episode_length[ended] = 0",
-        "reward scaling that keeps the return of the finished episode",
-        REFERENCE,
-    ),
-    Mutant(
-        "reset steps in the return's statistics",
-        CONTINUOUS,
-        'stats["return"].update(discounted_return[valid[t]])',
-        'stats["return"].update(discounted_return)',
-        "invalid samples count in no standard deviation",
-        REFERENCE,
-    ),
-    Mutant(
-        "reported returns are scaled",
-        f"{DISCRETE} {CONTINUOUS}",
-        "            episode_return += reward\n",
-        "            episode_return += rewards[t]\n",
-        "reported return clipped or scaled",
-        "test_continuous.py::TestActions::test_spaces test_train.py::TestNormalising::test_rewards",
-    ),
-    Mutant(
-        "merged without the means' distance",
-        DISCRETE,
-        " + delta**2 * self.count * count / total",
-        "",
-        "detail 28: Chan's merge",
-        "test_agent.py",
-    ),
-]
-
-GAUSSIAN = [
-    Mutant(
-        "uniform noise",
-        CONTINUOUS,
-        "return rng.standard_normal((*shape, len(self.log_std)), np.float32)",
-        "return rng.uniform(-1.732, 1.732, (*shape, len(self.log_std))).astype(np.float32)",
-        "detail 23: Gaussian",
-        "test_continuous.py",
-    ),
-    Mutant(
-        "the mean acts",
-        CONTINUOUS,
-        "return means + std * noise",
-        "return means + 0 * std * noise",
-        "taking the best action instead of sampling",
-        "test_continuous.py",
-    ),
-    Mutant(
-        "standard deviation for its logarithm",
-        CONTINUOUS,
-        'noise = (batch["actions"] - self.actor(features)) / self.log_std.exp()',
-        'noise = (batch["actions"] - self.actor(features)) / (1 + self.log_std)',
-        "detail 24: standard deviation instead of its logarithm",
-        "test_continuous.py",
-    ),
-    Mutant(
-        "deviations begin at 1/e",
-        CONTINUOUS,
-        "self.log_std = nn.Parameter(torch.zeros(",
-        "self.log_std = nn.Parameter(-torch.ones(",
-        "detail 24: starting at 0",
-        "test_continuous.py",
-    ),
-    Mutant(
-        "deviations are not learned",
-        CONTINUOUS,
-        "self.log_std = nn.Parameter(torch.zeros(math.prod(space.shape)))",
-        "self.log_std = nn.Parameter(torch.zeros(math.prod(space.shape)), requires_grad=False)",
-        "detail 24: learned",
-        "test_continuous.py",
-    ),
-    Mutant(
-        "one deviation for all components",
-        CONTINUOUS,
-        'noise = (batch["actions"] - self.actor(features)) / self.log_std.exp()',
-        'noise = (batch["actions"] - self.actor(features)) / self.log_std.mean().exp()',
-        "detail 24: one for each action dimension",
-        REFERENCE,
-    ),
-    Mutant(
-        "components averaged",
-        CONTINUOUS,
-        "+ 0.5 * math.log(2 * math.pi)).sum(-1)",
-        "+ 0.5 * math.log(2 * math.pi)).mean(-1)",
-        "detail 25: log-probability not summed over action components",
-        REFERENCE,
-    ),
-    Mutant(
-        "density without its width",
-        CONTINUOUS,
-        "logprob = -(0.5 * noise**2 + self.log_std + 0.5",
-        "logprob = -(0.5 * noise**2 + 0.5",
-        "detail 23: the density's normalisation",
-        REFERENCE,
-    ),
-    Mutant(
-        "entropy of one component",
-        CONTINUOUS,
-        "math.log(2 * math.pi * math.e)).sum()",
-        "math.log(2 * math.pi * math.e)).mean()",
-        "detail 25: entropies summed",
-        REFERENCE,
-    ),
-    Mutant(
-        "clipped actions are stored",
-        CONTINUOUS,
-        "actions[t] = sample_actions(policy(obs[t]), std, noise[t])",
-        "actions[t] = sample_actions(policy(obs[t]), std, noise[t]).clip(\n"
-        "                envs.single_action_space.low.ravel(), envs.single_action_space.high.ravel()\n"
-        "            )",
-        "detail 27: action clipped before its log-probability is stored",
-        REFERENCE,
-    ),
-    Mutant(
-        "unclipped actions are taken",
-        CONTINUOUS,
-        ".clip(space.low, space.high)",
-        "",
-        "detail 27",
-        "test_continuous.py",
-    ),
-]
-
-GAMES = [
-    Mutant(
-        "no no-ops",
-        ATARI,
-        'kwargs["reward_clipping"] = False',
-        'kwargs |= {"reward_clipping": False, "noop_max": 0}',
-        "detail 14",
-        "test_atari.py::TestPreprocessing::test_starts",
-    ),
-    Mutant(
-        "every second frame",
-        ATARI,
-        'kwargs["reward_clipping"] = False',
-        'kwargs |= {"reward_clipping": False, "frameskip": 2}',
-        "detail 15: every fourth frame",
-        "test_atari.py::TestPreprocessing::test_both_kinds_show_the_same",
-    ),
-    Mutant(
-        "a single frame",
-        ATARI,
-        'kwargs["reward_clipping"] = False',
-        'kwargs |= {"reward_clipping": False, "maxpool": False}',
-        "detail 15: the maximum of two",
-        "test_atari.py::TestPreprocessing::test_both_kinds_show_the_same",
-    ),
-    Mutant(
-        "frame skip under the wrapper",
-        ATARI,
-        'kwargs |= {"frameskip": 1,',
-        'kwargs |= {"frameskip": 4,',
-        "internal frame skip under the frame-skip wrapper",
-        "test_atari.py::TestPreprocessing::test_both_kinds_show_the_same",
-    ),
-    Mutant(
-        "lives do not matter",
-        ATARI,
-        "terminated[t] |= left < lives",
-        "pass",
-        "detail 16",
-        REFERENCE,
-    ),
-    Mutant(
-        "a lost life ends the game",
-        ATARI,
-        "terminated[t] |= left < lives",
-        "terminated[t] |= left < lives\n                ended |= terminated[t]",
-        "detail 16: reported return of a life instead of a game",
-        "test_atari.py::TestLearningSignal::test_a_lost_life_is_an_end_for_learning_only",
-    ),
-    Mutant(
-        "lives that were not told",
-        ATARI,
-        'info.get("_lives", "lives" in info)',
-        '"lives" in info',
-        "detail 16: told by some only",
-        "test_atari.py::TestLearningSignal::test_lives_that_are_not_told_are_not_lost",
-    ),
-    Mutant(
-        "no FIRE",
-        ATARI,
-        'if "FIRE" in self.unwrapped.get_action_meanings():',
-        "if False:",
-        "detail 17: no FIRE at reset",
-        "test_atari.py::TestPreprocessing::test_both_kinds_show_the_same",
-    ),
-    Mutant(
-        "no FIRE in C++",
-        ATARI,
-        'kwargs["reward_clipping"] = False',
-        'kwargs |= {"reward_clipping": False, "use_fire_reset": False}',
-        "detail 17: no FIRE at reset",
-        "test_atari.py::TestPreprocessing::test_both_kinds_show_the_same",
-    ),
-    Mutant(
-        "other sizes of frames",
-        ATARI,
-        'kwargs["reward_clipping"] = False',
-        'kwargs |= {"reward_clipping": False, "img_height": 80, "img_width": 80}',
-        "detail 18: 84 × 84",
-        "test_atari.py::TestNames::test_every_game_of_the_wheel",
-    ),
-    Mutant(
-        "rewards not clipped",
-        ATARI,
-        "            np.sign(rewards[t], out=rewards[t], where=np.isfinite(rewards[t]))  # detail 19\n",
-        "",
-        "detail 19: no reward clip",
-        REFERENCE,
-    ),
-    Mutant(
-        "reported rewards clipped",
-        ATARI,
-        'kwargs["reward_clipping"] = False',
-        "pass",
-        "detail 19: reported returns are unclipped",
-        "test_atari.py::TestPreprocessing::test_both_kinds_show_the_same",
-    ),
-    Mutant(
-        "reported returns are of signs",
-        ATARI,
-        "            episode_return += reward\n",
-        "            episode_return += rewards[t]\n",
-        "detail 19: reported return clipped",
-        "test_atari.py::TestLearningSignal",
-    ),
-    Mutant(
-        "two frames in a stack",
-        ATARI,
-        "stack_size=4",
-        "stack_size=2",
-        "detail 20: four stacked frames",
-        "test_atari.py::TestPreprocessing::test_both_kinds_show_the_same",
-    ),
-    Mutant(
-        "frames on the wrong axis",
-        ATARI,
-        "frames.view(-1, *self.shape).movedim(1 + self.shape.index(min(self.shape)), 1)",
-        "frames.view(-1, *sorted(self.shape))",
-        "detail 20: frames stacked on the wrong axis",
-        "test_atari.py::TestNetworks::test_any_size_and_both_orders",
-    ),
-    Mutant(
-        "features are not shared",
-        ATARI,
-        "return logprob, entropy, self.critic(features).squeeze(-1)",
-        "return logprob, entropy, self.critic(features.detach()).squeeze(-1)",
-        "detail 21: shared by policy and value",
-        REFERENCE,
-    ),
-    Mutant(
-        "another stride",
-        ATARI,
-        "nn.Conv2d(64, 64, 3)]",
-        "nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.AdaptiveMaxPool2d(7)]",
-        "detail 21: the Nature CNN",
-        "test_atari.py::TestNetworks::test_nature_by_its_definition",
-    ),
-    Mutant(
-        "bytes as they are",
-        ATARI,
-        "self.scale = shape, torch.float32, 1 if args.norm_obs else 1 / 255",
-        "self.scale = shape, torch.float32, 1",
-        "detail 22: divided by 255",
-        REFERENCE,
-    ),
-    Mutant(
-        "features stay bfloat16",
-        ATARI,
-        "return super().forward(frames.to(self.dtype) * self.scale).float()",
-        "return super().forward(frames.to(self.dtype) * self.scale)",
-        "values, advantages and the loss are float32",
-        "test_atari.py::TestPrecision",
-    ),
-    Mutant(
-        "actions are repeated",
-        ATARI,
-        'kwargs["repeat_action_probability"] = args.repeat_action_probability',
-        'kwargs["repeat_action_probability"] = 0.25',
-        "`repeat_action_probability`",
-        "test_atari.py::TestPreprocessing::test_both_kinds_show_the_same",
-    ),
-    Mutant(
-        "impala without its skips",
-        ATARI,
-        "return x + super().forward(x)",
-        "return super().forward(x)",
-        "the residual network",
-        "test_atari.py::TestNetworks::test_impala_by_its_definition",
-    ),
-]
-
-RUNS = [
-    Mutant(
-        "two runs share a folder",
-        DISCRETE,
-        "            run_dir.mkdir()\n",
-        "            run_dir.mkdir(exist_ok=True)\n",
-        "two runs never share a folder",
-        "test_train.py::TestReproducing::test_same_seed_same_run",
-    ),
-    Mutant(
-        "slashes in folder names",
-        DISCRETE,
-        'name = re.sub(r"[^\\w.+-]", "_", f"{args.env_id}',
-        'name = re.sub(r"[^\\w.+/:-]", "_", f"{args.env_id}',
-        "slashes and colons in environment ids are made safe",
-        "test_command_line.py::test_an_environment_from_the_current_folder",
-    ),
-    Mutant(
-        "no checkpoint at the start",
-        DISCRETE,
-        "        if not args.resume:\n            save()\n",
-        "",
-        "no checkpoint until hours into a run",
-        "test_checkpoint.py",
-    ),
-    Mutant(
-        "written in place",
-        DISCRETE,
-        '    try:\n        with open(new, "wb") as file:\n',
-        '    try:\n        with open(run_dir / "checkpoint.pt", "wb") as file:\n'
-        "            file.write(checkpoint)\n            file.flush()\n"
-        "            return os.fsync(file.fileno())\n"
-        '        with open(new, "wb") as file:\n',
-        "a kill at any instant leaves a complete checkpoint",
-        "test_checkpoint.py::TestKilling::test_in_the_middle_of_a_save",
-    ),
-    Mutant(
-        "not flushed to disk",
-        DISCRETE,
-        "            os.fsync(file.fileno())\n",
-        "",
-        "a checkpoint is on disk before it takes the old one's place",
-        "test_checkpoint.py::TestKilling::test_in_the_middle_of_a_save",
-    ),
-    Mutant(
-        "checkpoints may run code",
-        DISCRETE,
-        "weights_only=True",
-        "weights_only=False",
-        "a checkpoint from a stranger can't run code",
-        "test_checkpoint.py::TestForeignFiles::test_hostile",
-    ),
-    Mutant(
-        "checksums are not looked at",
-        DISCRETE,
-        "if zipfile.ZipFile(source).testzip():",
-        "if False:",
-        "a damaged checkpoint is refused",
-        "test_checkpoint.py::TestForeignFiles::test_flipped_bits",
-    ),
-    Mutant(
-        "parameters are not restored",
-        DISCRETE,
-        '            agent.load_state_dict(checkpoint["agent"])\n            for state',
-        "            for state",
-        "a run goes on",
-        "test_checkpoint.py",
-    ),
-    Mutant(
-        "Adam forgets",
-        DISCRETE,
-        "                state.copy_(saved)\n",
-        "                pass\n",
-        "a checkpoint holds the optimizer",
-        "test_checkpoint.py",
-    ),
-    Mutant(
-        "schedules begin anew",
-        DISCRETE,
-        "        progress = (iteration - 1) / num_iterations",
-        '        progress = (iteration - checkpoint["iteration"] - 1) / num_iterations',
-        "resuming with the learning rate of a new run",
-        "test_checkpoint.py",
-    ),
-    Mutant(
-        "counters begin anew",
-        DISCRETE,
-        'iteration, global_step = checkpoint["iteration"], checkpoint["global_step"]',
-        "iteration, global_step = 0, 0",
-        "resuming with the counters of a new run",
-        "test_checkpoint.py",
-    ),
-    Mutant(
-        "minibatches repeat after resuming",
-        DISCRETE,
-        '            torch.set_rng_state(checkpoint["torch_rng"])\n',
-        "",
-        "a checkpoint holds the random generators",
-        "test_checkpoint.py",
-    ),
-    Mutant(
-        "actions repeat after resuming",
-        DISCRETE,
-        'rng.bit_generator.state = checkpoint["numpy_rng"]',
-        "pass",
-        "a checkpoint holds the random generators",
-        "test_checkpoint.py",
-    ),
-    Mutant(
-        "statistics are lost",
-        f"{DISCRETE} {CONTINUOUS}",
-        '                part.load(checkpoint["stats"][name])\n            last',
-        "                pass\n            last",
-        "normalisation statistics lost in a checkpoint",
-        "test_checkpoint.py::TestResuming::test_it_goes_on_as_if_it_had_never_stopped "
-        "test_continuous.py::TestNormalising::test_in_checkpoints_evaluation_and_on_resuming",
-    ),
-    Mutant(
-        "default arguments are saved",
-        DISCRETE,
-        '"args": asdict(replace(args, resume=None))',
-        '"args": asdict(Args())',
-        "a checkpoint holds the arguments",
-        "test_checkpoint.py::TestResuming",
-    ),
-    Mutant(
-        "a new folder after resuming",
-        DISCRETE,
-        'run_dir = Path(args.resume.removesuffix("checkpoint.pt")) if args.resume else make_run_dir(args)',
-        "run_dir = make_run_dir(args)",
-        "a run goes on in its folder",
-        "test_checkpoint.py::TestResuming",
-    ),
-    Mutant(
-        "the same episodes after resuming",
-        DISCRETE,
-        "seeds = [args.seed, iteration, rank]",
-        "seeds = [args.seed, 0, rank]",
-        "resumed environments are seeded from the seed and the iteration",
-        "test_checkpoint.py",
-    ),
-    Mutant(
-        "points twice",
-        DISCRETE,
-        "open_curves(run_dir, global_step + 1 if args.resume else None)",
-        "open_curves(run_dir)",
-        "curves without a gap or a doubled point",
-        "test_checkpoint.py::TestResuming::test_points_after_the_checkpoint_are_replaced",
-    ),
-    Mutant(
-        "curves behind the checkpoint",
-        DISCRETE,
-        "                writer.flush()  #",
-        "                pass  #",
-        "curves without a gap",
-        "test_checkpoint.py::TestResuming::test_curves_are_on_disk_before_the_checkpoint",
-    ),
-    Mutant(
-        "evaluation takes the best action",
-        DISCRETE,
-        "agent.missing, ended), agent.noise(rng, 1))",
-        "agent.missing, ended), 0 * agent.noise(rng, 1))",
-        "actions are sampled in evaluation as in training",
-        "test_checkpoint.py::TestEvaluating::test_the_policy_is_the_trained_one",
-    ),
-    Mutant(
-        "evaluation changes statistics",
-        f"{DISCRETE} {CONTINUOUS}",
-        "                obs = obs_stats.normalize(",
-        "                obs_stats.update(obs.reshape(1, -1))\n                obs = obs_stats.normalize(",
-        "normalisation statistics updated in evaluation",
-        "test_checkpoint.py::TestEvaluating::test_normalisation_is_the_saved_one_and_stays "
-        "test_continuous.py::TestNormalising::test_in_checkpoints_evaluation_and_on_resuming",
-    ),
-    Mutant(
-        "evaluation without statistics",
-        f"{DISCRETE} {CONTINUOUS}",
-        '        obs_stats.load(checkpoint["stats"]["obs"])\n',
-        "",
-        "normalisation statistics lost in a checkpoint",
-        "test_checkpoint.py::TestEvaluating::test_normalisation_is_the_saved_one_and_stays "
-        "test_continuous.py::TestNormalising::test_in_checkpoints_evaluation_and_on_resuming",
-    ),
-    Mutant(
-        "Ctrl-C is a success",
-        DISCRETE,
-        "    if stops:\n        raise SystemExit(128 + stops[0])\n",
-        "",
-        "Ctrl-C and SIGTERM exit with 130 and 143",
-        "test_checkpoint.py::TestKilling::test_signals_save_and_say_how_to_go_on",
-    ),
-    Mutant(
-        "SIGTERM ends at once",
-        DISCRETE,
-        "    signal.signal(signal.SIGTERM, request_stop)\n",
-        "",
-        "Ctrl-C and SIGTERM save and end",
-        "test_checkpoint.py::TestKilling",
-    ),
-    Mutant(
-        "no spread of returns",
-        DISCRETE,
-        "{returns.mean():.2f} ± {returns.std():.2f}",
-        "{returns.mean():.2f} ± 0.00",
-        "evaluation prints mean and spread",
-        "test_checkpoint.py::TestEvaluating",
-    ),
-    Mutant(
-        "signals are not heard",
-        DISCRETE,
-        "last = stops or solved or",
-        "last = solved or",
-        "Ctrl-C and SIGTERM save and end",
-        "test_checkpoint.py::TestKilling::test_signals_save_and_say_how_to_go_on",
-    ),
-    Mutant(
-        "a full disk ends training",
-        DISCRETE,
-        '        except OSError as error:\n            print(f"\\nWARNING: training goes on',
-        '        except ZeroDivisionError as error:\n            print(f"\\nWARNING: training goes on',
-        "where saving fails, training goes on",
-        "test_checkpoint.py::TestKilling::test_a_disk_that_takes_no_more",
-    ),
-]
-
-PROCESSES = [
-    Mutant(
-        "gradients of one process",
-        DISCRETE,
-        "gradient = all_sum(torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, params)]))",
-        "gradient = torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, params)])",
-        "detail b",
-        "test_parallel.py::TestNumbers::test_the_gradient_is_that_of_all_samples",
-    ),
-    Mutant(
-        "weighted by the process's own samples",
-        DISCRETE,
-        "weights = valid / all_sum(valid.sum(1, keepdim=True)).clamp(min=1)",
-        "weights = valid / valid.sum(1, keepdim=True).clamp(min=1)\n"
-        "    weights = weights / int(os.environ.get('WORLD_SIZE', 1))",
-        "gradients are weighted by valid samples",
-        "test_parallel.py::TestNumbers::test_the_gradient_is_that_of_all_samples",
-    ),
-    Mutant(
-        "other parameters in each process",
-        DISCRETE,
-        "torch.manual_seed(args.seed)  #",
-        "torch.manual_seed(args.seed + rank)  #",
-        "parameters stay bit-equal across processes",
-        "test_parallel.py::TestNumbers::test_parameters_stay_equal_bit_for_bit",
-    ),
-    Mutant(
-        "the same environments in each process",
-        DISCRETE,
-        "seeds = [args.seed, iteration, rank]",
-        "seeds = [args.seed, iteration, 0]",
-        "two environments with the same seed",
-        "test_parallel.py::TestNumbers::test_an_update_takes_the_sum_of_the_gradients",
-    ),
-    Mutant(
-        "all environments in each process",
-        DISCRETE,
-        "T, N = args.num_steps, args.num_envs // world_size",
-        "T, N = args.num_steps, args.num_envs",
-        "each process owns num_envs / world_size environments",
-        "test_parallel.py::TestNumbers::test_environments_and_actions_differ",
-    ),
-    Mutant(
-        "statistics of one process",
-        DISCRETE,
-        "                part.share(shared_stats[name])\n",
-        "                pass\n",
-        "statistics are those of all processes",
-        "test_parallel.py::TestNumbers::test_normalisation_of_a_run",
-    ),
-    Mutant(
-        "statistics counted twice",
-        DISCRETE,
-        "            self.merge(before.mean, before.var, -before.count)\n",
-        "",
-        "statistics are those of all processes",
-        "test_parallel.py::TestNumbers::test_shared_statistics_are_those_of_everything",
-    ),
-    Mutant(
-        "advantages normalised per process",
-        DISCRETE,
-        "advantages = advantages - all_sum((advantages * weights).sum(1, keepdim=True))",
-        "advantages = advantages - (advantages * weights).sum(1, keepdim=True)",
-        "detail 7: over the whole minibatch",
-        "test_parallel.py::TestNumbers::test_the_gradient_is_that_of_all_samples",
-    ),
-    Mutant(
-        "episodes of one process",
-        DISCRETE,
-        "            finished = all_gather(finished)\n",
-        "",
-        "metrics are those of all processes",
-        "test_parallel.py::TestNumbers::test_both_see_the_same_episodes",
-    ),
-    Mutant(
-        "every process writes",
-        DISCRETE,
-        "    if rank == 0:\n        try:\n            run_dir",
-        "    if True:\n        try:\n            run_dir",
-        "process 0 alone logs, saves and prints",
-        "test_parallel.py::test_process_0_alone_prints_and_writes",
-    ),
-]
-
-DEVICES = [
-    Mutant(
-        "one GPU for all processes",
-        DISCRETE,
-        "        torch.cuda.set_device(device)",
-        "        pass",
-        "each process has its own device",
-        "test_gpu.py::test_each_process_works_on_its_own_device",
-    ),
-    Mutant(
-        "filming takes all cores",
-        DISCRETE,
-        "    torch.set_num_threads(1)  # with one",
-        "    # with one",
-        "one thread films, the others train",
-        "test_watching.py::TestVideos::test_the_filming_process_has_one_thread",
-    ),
-    Mutant(
-        "compiled anew for each clip range",
-        ALL,
-        "        clip_coef = torch.full((), clip_coef, device=device)",
-        "        pass",
-        "compiled code does not depend on numbers that change",
-        "test_loss.py::test_compiled_and_eager_updates_agree test_gpu.py::test_compiled_agrees_with_eager",
-    ),
-    Mutant(
-        "compiled anew for rollouts",
-        ATARI,
-        "agent.act = torch.compile(agent.act, fullgraph=True, options=options)",
-        "agent.trunk.compile(options=options)",
-        "acting is compiled, rollouts of any size are not",
-        "test_atari.py::TestRuns::test_compiled",
-    ),
-    Mutant(
-        "metrics under each other's names",
-        ALL,
-        "zip(losses, numbers, strict=True)",
-        "zip(losses, numbers[::-1], strict=True)",
-        "all numbers are read from the device at once",
-        REFERENCE,
-    ),
-]
-
-MUTANTS = [*ESTIMATE, *LOSS, *POLICY, *TRAINING, *NORMALISING, *GAUSSIAN, *GAMES, *RUNS, *PROCESSES, *DEVICES]
+MUTANTS = parse(LIST)

@@ -107,8 +107,8 @@ def tanh_network(name):
 
 def nature_cnn():
     """Mnih et al., 2015 (detail 21)."""
-    layers = [Convolution("trunk.0", 4), Convolution("trunk.2", 2), Convolution("trunk.4", 1)]
-    return [layers[0], Relu(), layers[1], Relu(), layers[2], Relu(), Flatten(), Dense("trunk.7"), Relu()]
+    layers = [Convolution("trunk.1", 4), Convolution("trunk.3", 2), Convolution("trunk.5", 1)]
+    return [layers[0], Relu(), layers[1], Relu(), layers[2], Relu(), Flatten(), Dense("trunk.8"), Relu()]
 
 
 class Categoricals:
@@ -216,25 +216,26 @@ class Learner:
         self.adam_mean = {name: np.zeros_like(x) for name, x in self.params.items()}
         self.adam_square = {name: np.zeros_like(x) for name, x in self.params.items()}
         self.all_obs, self.all_returns = [], []
-        self.ended = self.discounted = self.lives = self.normalised = None
+        self.ended = self.discounted = self.lives = None
 
     def normalise(self, obs):
-        """By mean and deviation of all observations up to these (details 28 and 29)."""
-        if not self.args.norm_obs:
+        """By mean and deviation of what was seen in earlier iterations (details 28 and 29); in the first, by 0 and 1."""
+        if not getattr(self.args, "norm_obs", False):
             return obs.astype(np.float64)
-        self.all_obs += list(obs)
-        mean, deviation = np.mean(self.all_obs, 0, np.float64), np.sqrt(np.var(self.all_obs, 0, np.float64) + 1e-8)
-        return np.clip((obs - mean) / deviation, -10, 10)
+        seen = np.array(self.all_obs, np.float64)
+        mean, variance = (seen.mean(0), seen.var(0)) if len(seen) else (0, 1)
+        return np.clip((obs - mean) / np.sqrt(variance + 1e-8), -10, 10)
 
-    def scale(self, step, valid):
+    def scale(self, steps, valid):
         """Rewards to learn from: clipped to their sign (19), or in units of their return's deviation (30 and 31)."""
+        rewards = np.array([step.reward for step in steps])
         if not self.args.norm_reward:
-            return np.sign(step.reward) if self.pixels else step.reward
-        self.discounted = self.discounted * self.args.gamma + step.reward
-        self.all_returns += list(self.discounted[valid])
-        scaled = np.clip(step.reward / np.sqrt(np.var(self.all_returns) + 1e-8), -10, 10)
-        self.discounted[step.terminated | step.truncated] = 0
-        return scaled
+            return np.sign(rewards) if self.pixels else rewards
+        for step, is_valid in zip(steps, valid, strict=True):
+            self.discounted = self.discounted * self.args.gamma + step.reward
+            self.all_returns += list(self.discounted[is_valid])
+            self.discounted[step.terminated | step.truncated] = 0
+        return np.clip(rewards / np.sqrt(np.var(self.all_returns) + 1e-8), -10, 10)
 
     def outputs(self, obs):
         """What the policy's network gives, and the value."""
@@ -249,22 +250,20 @@ class Learner:
         T, N, args = len(steps), len(steps[0].reward), self.args
         if self.iteration == 0:
             self.ended, self.discounted, self.lives = np.zeros(N, bool), np.zeros(N), np.zeros(N)
-            self.normalised = self.normalise(steps[0].obs)
 
         # What happened, as learning sees it
-        samples, rewards, terminated, truncated = [], [], [], []
+        samples, valid, terminated, truncated = [], [], [], []
         for step in steps:
-            valid = ~self.ended  # after an end, the next step only resets
-            for n in range(N):
-                forbidden = None if step.forbidden is None else step.forbidden[n]
-                samples.append(Sample(self.normalised[n], forbidden, step.action[n], valid[n]))
+            valid.append(~self.ended)  # after an end, the next step only resets
+            for obs, *rest in zip(self.normalise(step.obs), step.action, valid[-1], strict=True):
+                forbidden = None if step.forbidden is None else step.forbidden[len(samples) % N]
+                samples.append(Sample(obs, forbidden, *rest))
             self.ended = step.terminated | step.truncated
             lost = step.lives < self.lives if step.lives is not None else np.zeros(N, bool)
             self.lives = step.lives
-            rewards.append(self.scale(step, valid))
             terminated.append(step.terminated | lost)  # detail 16
             truncated.append(step.truncated)
-            self.normalised = self.normalise(step.next_obs)
+        rewards = self.scale(steps, valid)
 
         # What the policy that acted thought of it, and how much better it went than expected
         values = np.zeros((T + 1, N))
@@ -273,9 +272,9 @@ class Learner:
             if sample.valid:
                 sample.logprob, _ = self.policy.logprob_and_entropy(outputs, sample, self.params)
             values[i // N, i % N] = sample.value
-        for n in range(N):
-            _, values[T, n] = self.outputs(self.normalised[n])
-        history = np.array(rewards), values, np.array(terminated), np.array(truncated)
+        for n, obs in enumerate(self.normalise(steps[-1].next_obs)):
+            _, values[T, n] = self.outputs(obs)
+        history = rewards, values, np.array(terminated), np.array(truncated)
         for i, sample in enumerate(samples):
             discounts = args.gamma, args.gae_lambda
             sample.advantage = advantage_by_definition(*history, *discounts, i // N, i % N)
@@ -297,6 +296,7 @@ class Learner:
             diagnostics += epoch
             if args.target_kl is not None and np.mean([d["approx_kl"] for d in epoch]) > args.target_kl:  # detail c
                 break
+        self.all_obs += [obs for step, is_valid in zip(steps, valid, strict=True) for obs in step.obs[is_valid]]
         self.iteration += 1
         return diagnostics
 

@@ -61,8 +61,12 @@ def changed_lines() -> dict[str, set[int]]:
 
 def is_changed(planting: Planting, lines: dict[str, set[int]]) -> bool:
     mutant, script = planting
-    before = (ROOT / script).read_text().partition(mutant.find)[0].count("\n") + 1
-    return not lines.get(script, set()).isdisjoint(range(before, before + mutant.find.count("\n") + 1))
+    text = (ROOT / script).read_text()
+    for find, _ in mutant.edits:
+        first = text.partition(find)[0].count("\n") + 1
+        if not lines.get(script, set()).isdisjoint(range(first, first + find.count("\n") + 1)):
+            return True
+    return False
 
 
 def pytest(folder: Path, tests: list[str], threads: int) -> tuple[int, str]:
@@ -95,9 +99,8 @@ def plant(planting: Planting, threads: int) -> tuple[int, str, float]:
     files.sort(key=lambda name: name != OWN_TESTS.get(script))
     with tempfile.TemporaryDirectory() as folder:
         repository = copy(folder)
-        text = (repository / script).read_text()
-        (repository / script).write_text(text.replace(mutant.find, mutant.replace))
-        code, test = pytest(repository, mutant.first.split(), threads)
+        (repository / script).write_text(mutant.plant((repository / script).read_text()))
+        code, test = pytest(repository, [*mutant.first], threads)
         if code == 0:
             code, test = pytest(repository, files, threads)
         return code, test, time.time() - start
@@ -109,15 +112,16 @@ def main() -> int:
         "names", nargs="*", help="names of mutants, or of scripts to plant them in; all if none is given"
     )
     parser.add_argument("--changed", action="store_true", help="those in changed lines, or else a sample of ten")
-    parser.add_argument("--limit", type=int, default=20, help="with --changed: so many at most")
+    parser.add_argument("--limit", type=int, default=10, help="with --changed: so many at most")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="mutants at a time")
     args = parser.parse_args()
 
-    everything = [(mutant, script) for mutant in MUTANTS for script in mutant.scripts.split()]
+    everything = [(mutant, script) for mutant in MUTANTS for script in mutant.scripts]
     for mutant, script in everything:
-        count = (ROOT / script).read_text().count(mutant.find)
-        if count != 1:
-            print(f'"{mutant.name}": its text is {count} times in {script}, instead of once: {mutant.find!r}')
+        try:
+            mutant.plant((ROOT / script).read_text())
+        except ValueError as error:
+            print(f"{script}: {error}")
             return 2
     known = {name for mutant, script in everything for name in (mutant.name, script)}
     if unknown := set(args.names) - known:

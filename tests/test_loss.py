@@ -9,7 +9,7 @@ from torch import nn
 
 import ppo
 from conftest import make_agent
-from ppo import Args, compute_gradient, ppo_loss, weigh_minibatches
+from ppo import Args, compute_gradient, ppo_loss
 
 
 class Fixed:
@@ -18,14 +18,8 @@ class Fixed:
     def __init__(self, logprob, entropy, value):
         self.outputs = torch.tensor(logprob), torch.tensor(entropy), torch.tensor(value)
 
-    def evaluate(self, batch):
+    def __call__(self, batch):
         return self.outputs
-
-
-def weighed(batch, norm_adv=True):
-    """The batch with its weights and its advantages as ppo_loss gets them."""
-    rows = weigh_minibatches(batch["valid"][None], batch["advantages"][None], norm_adv)
-    return batch | {name: x[0] for name, x in rows.items()}
 
 
 def by_hand():
@@ -38,13 +32,13 @@ def by_hand():
         "values": torch.tensor([0.9, 1.0, 2.0, 0.0]),
         "valid": torch.tensor([True, True, True, False]),
     }
-    return agent, batch | dict.fromkeys(("obs", "forbidden", "actions"))
+    return agent, batch | dict.fromkeys(("obs", "masks", "actions"))
 
 
 def test_by_hand():
-    args = Args(ent_coef=0.1, vf_coef=0.25)
+    args = Args(ent_coef=0.1, vf_coef=0.25, norm_adv=False)
     agent, batch = by_hand()
-    loss, got = ppo_loss(agent, weighed(batch, norm_adv=False), 0.3, args)
+    loss, got = ppo_loss(agent, batch, 0.3, args)
     policy = (-1.2 + 0.7 - 3 * 1.3) / 3  # inside; clipped below 0.7 as the advantage is negative; clipped above 1.3
     # squared errors, plain and clipped: 1 and 1 (inside the clip range); 0.25 and (1.3 - 2.5)²; 4 and (2.3 - 1)²
     value = 0.5 * (1 + 1.44 + 4) / 3
@@ -67,37 +61,21 @@ def test_the_surrogate_is_the_lower_one(ratio, advantage, surrogate):
     agent, batch = by_hand()
     agent.outputs = torch.full((4,), math.log(0.5 * ratio)), *agent.outputs[1:]
     batch |= {"logprobs": torch.full((4,), math.log(0.5)), "advantages": torch.full((4,), float(advantage))}
-    _, got = ppo_loss(agent, weighed(batch, norm_adv=False), 0.3, Args())
+    _, got = ppo_loss(agent, batch, 0.3, Args(norm_adv=False))
     assert got["policy_loss"].item() == pytest.approx(-surrogate, rel=1e-5)
 
 
 def test_plain_value_loss():
     agent, batch = by_hand()
-    _, got = ppo_loss(agent, weighed(batch), 0.3, Args(clip_vloss=False))
+    _, got = ppo_loss(agent, batch, 0.3, Args(clip_vloss=False))
     assert got["value_loss"].item() == pytest.approx(0.5 * (1 + 0.25 + 4) / 3, rel=1e-6)
 
 
 def test_advantages_are_normalised_over_the_valid_samples():
     agent, batch = by_hand()
-    _, got = ppo_loss(agent, weighed(batch), 0.3, Args())
+    _, got = ppo_loss(agent, batch, 0.3, Args())
     deviation = math.sqrt(8 / 3)  # of 1, -1, 3 around their mean 1
     assert got["policy_loss"].item() == pytest.approx((0 + 2 / deviation * 0.7 - 2 / deviation * 1.3) / 3, rel=1e-5)
-
-
-def test_each_minibatch_is_normalised_by_itself():
-    """Also one that only reset, and one with a single sample."""
-    valid = torch.tensor(
-        [[True, True, False, True], [True, True, True, True], [False] * 4, [False, True, False, False]]
-    )
-    advantages = torch.tensor([[1.0, 2.0, 50.0, 6.0], [-5.0, 5.0, -5.0, 5.0], [1.0] * 4, [7.0] * 4])
-    got = weigh_minibatches(valid, advantages, norm_adv=True)
-    torch.testing.assert_close(got["weights"][0], torch.tensor([1, 1, 0, 1]) / 3)
-    torch.testing.assert_close(got["weights"].sum(1), torch.tensor([1.0, 1.0, 0.0, 1.0]))
-    torch.testing.assert_close(got["advantages"][0, valid[0]], torch.tensor([-2.0, -1.0, 3.0]) / math.sqrt(14 / 3))
-    torch.testing.assert_close(got["advantages"][1], torch.tensor([-1.0, 1.0, -1.0, 1.0]))
-    assert got["advantages"][3, 1] == 0
-    assert got["advantages"].isfinite().all()
-    assert torch.equal(weigh_minibatches(valid, advantages, norm_adv=False)["advantages"], advantages)
 
 
 @pytest.fixture
@@ -110,16 +88,16 @@ def float64():
 def random_batch(agent, size=24, components=2, choices=3, seed=0):
     """A batch as training makes it: off the policy by a little, with reset steps and forbidden choices."""
     generator = torch.Generator().manual_seed(seed)
-    forbidden = torch.rand(size, components, choices, generator=generator) < 0.3
-    forbidden[..., 0] = False
+    masks = torch.rand(size, components, choices, generator=generator) >= 0.3
+    masks[..., 0] = True
     obs = torch.randn(size, 5, generator=generator)
-    actions = (torch.rand(size, components, choices, generator=generator) * ~forbidden).argmax(-1)
+    actions = (torch.rand(size, components, choices, generator=generator) * masks).argmax(-1)
     noise = torch.randn(4, size, generator=generator)
     with torch.no_grad():
-        logprob, _, value = agent.evaluate({"obs": obs, "forbidden": forbidden, "actions": actions})
+        logprob, _, value = agent({"obs": obs, "masks": masks, "actions": actions})
     return {
         "obs": obs,
-        "forbidden": forbidden,
+        "masks": masks,
         "actions": actions,
         "logprobs": logprob + 0.3 * noise[0],
         "values": value + 0.3 * noise[1],
@@ -133,7 +111,7 @@ def random_batch(agent, size=24, components=2, choices=3, seed=0):
 def test_gradient_by_finite_differences(args, float64):
     torch.manual_seed(0)
     agent = make_agent(ppo, 5, MultiDiscrete([3, 3]))
-    batch = weighed(random_batch(agent))
+    batch = random_batch(agent)
     params = list(agent.parameters())
     loss, _ = ppo_loss(agent, batch, 0.2, args)
     gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, params)])
@@ -158,8 +136,8 @@ def test_reset_steps_do_not_matter():
     for name in ("obs", "logprobs", "values", "advantages", "returns"):
         other[name][~batch["valid"]] = 3.0
     for norm_adv in (True, False):
-        expected, diagnostics = compute_gradient(agent, params, weighed(batch, norm_adv), 0.2, Args())
-        gradient, others = compute_gradient(agent, params, weighed(other, norm_adv), 0.2, Args())
+        expected, diagnostics = compute_gradient(agent, params, batch, 0.2, Args(norm_adv=norm_adv))
+        gradient, others = compute_gradient(agent, params, other, 0.2, Args(norm_adv=norm_adv))
         torch.testing.assert_close(gradient, expected)
         for name, value in diagnostics.items():
             torch.testing.assert_close(others[name], value, msg=name)
@@ -169,13 +147,13 @@ def test_a_minibatch_of_reset_steps_is_harmless():
     agent = make_agent(ppo, 5, MultiDiscrete([3, 3]))
     batch = random_batch(agent)
     batch["valid"][:] = False
-    gradient, _ = compute_gradient(agent, list(agent.parameters()), weighed(batch), 0.2, Args())
+    gradient, _ = compute_gradient(agent, list(agent.parameters()), batch, 0.2, Args())
     assert not gradient.any()
 
 
 def test_a_single_sample_has_a_finite_loss():
     agent = make_agent(ppo, 5, MultiDiscrete([3, 3]))
-    gradient, _ = compute_gradient(agent, list(agent.parameters()), weighed(random_batch(agent, size=1)), 0.2, Args())
+    gradient, _ = compute_gradient(agent, list(agent.parameters()), random_batch(agent, size=1), 0.2, Args())
     assert gradient.isfinite().all()
 
 
@@ -184,8 +162,8 @@ def test_the_first_ratio_is_1():
     agent = make_agent(ppo, 5, MultiDiscrete([3, 3]))
     batch = random_batch(agent)
     with torch.no_grad():
-        batch["logprobs"], *_ = agent.evaluate(batch)
-    _, diagnostics = ppo_loss(agent, weighed(batch), 0.2, Args())
+        batch["logprobs"], *_ = agent(batch)
+    _, diagnostics = ppo_loss(agent, batch, 0.2, Args())
     for name in ("old_approx_kl", "approx_kl", "clipfrac"):
         assert diagnostics[name].item() == 0
 
@@ -193,7 +171,7 @@ def test_the_first_ratio_is_1():
 def test_the_global_gradient_norm_is_clipped():
     torch.manual_seed(0)
     agent = make_agent(ppo, 5, MultiDiscrete([3, 3]))
-    params, batch = list(agent.parameters()), weighed(random_batch(agent))
+    params, batch = list(agent.parameters()), random_batch(agent)
     loss, _ = ppo_loss(agent, batch, 0.2, Args())
     loss.backward()
     raw = torch.cat([param.grad.flatten() for param in params])

@@ -63,9 +63,9 @@ def test_masked_actions_are_never_taken():
     """The environment itself fails when they are; and what pays is learned where it is allowed."""
     agent = learn("Masked", 1)
     allowed = torch.tensor([[1.0, 1.0, 1.0, 0.0]] * 4)
-    batch = {"obs": allowed, "forbidden": allowed[:, None] == 0, "actions": torch.arange(4)[:, None]}
+    batch = {"obs": allowed, "masks": allowed[:, None] == 1, "actions": torch.arange(4)[:, None]}
     with torch.no_grad():
-        probabilities = agent.evaluate(batch)[0].exp().tolist()
+        probabilities = agent(batch)[0].exp().tolist()
     assert probabilities == pytest.approx([0, 0, 1, 0], abs=0.1)
     assert probabilities[3] == 0
 

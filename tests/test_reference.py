@@ -30,6 +30,7 @@ def transcript(monkeypatch):
                 return obs, info
 
             def step(self, actions):
+                seen["actions"].append(actions.copy())
                 obs, reward, terminated, truncated, info = super().step(actions)
                 seen["obs"].append(obs.copy())
                 seen["info"].append(info)
@@ -48,9 +49,8 @@ def transcript(monkeypatch):
 
         make_envs = script.make_envs
         monkeypatch.setattr(script, "make_envs", lambda *args, **kwargs: Watched(make_envs(*args, **kwargs)))
-        listen(script, "sample_actions", "actions", lambda actions, *_: actions.copy())
         listen(torch, "randperm", "orders", lambda order, *_: order.tolist())
-        listen(script, "numpy_policy", "params", lambda _, agent: parameters(agent))
+        listen(script, "compute_gradient", "params", lambda _, agent, *others: parameters(agent))
         result = script.train(args)
         steps = []
         for t, (ends, actions) in enumerate(zip(seen["steps"], seen["actions"], strict=True)):
@@ -66,7 +66,7 @@ def transcript(monkeypatch):
 
 
 def parameters(agent):
-    return {name: x.detach().numpy().copy() for name, x in agent.state_dict().items()}
+    return {name: x.detach().numpy().copy() for name, x in agent.named_parameters()}
 
 
 def replay(learner, steps, orders, start, result):
@@ -112,5 +112,5 @@ def test_continuous(changes, transcript):
 def test_atari(changes, transcript):
     small = {"num_steps": 4, "total_timesteps": 64, "learning_rate": 2.5e-4}
     args, *run = transcript(ppo_atari, env_id="worlds:Arcade", bf16=False, **small, **changes)
-    networks = {"trunk": nature_cnn(), "actor": [Dense("actor.0")], "critic": [Dense("critic.0")]}
+    networks = {"trunk": nature_cnn(), "actor": [Dense("actor")], "critic": [Dense("critic")]}
     replay(Learner(run[2], args, Categoricals(), pixels=True, **networks), *run)

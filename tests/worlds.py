@@ -194,6 +194,14 @@ class Pairs(World):
         return float(action[0] == 2) + float(action[1] == 11)
 
 
+class Told(World):
+    """Keeps the action that it was told; a test gives it a space."""
+
+    def reward(self, action):
+        self.told = action
+        return 0.0
+
+
 class Switches(World):
     """MultiBinary: pays for the pattern 1, 0, 1."""
 
