@@ -129,12 +129,8 @@ def make_envs(args: Args, num_envs: int, video_folder: Path | None = None) -> gy
         sys.exit(f"error: {args.env_id} must have metadata['autoreset_mode'] = AutoresetMode.NEXT_STEP")
     if not isinstance(obs, gym.spaces.Box) or len(obs.shape) != 1:
         envs = gym.wrappers.vector.FlattenObservation(envs)
-    b = gym.vector.utils.batch_space(
-        actions, num_envs
-    )  # the bounds to which actions are clipped, only here (detail 27)
-    return gym.wrappers.vector.TransformAction(
-        envs, lambda x: x.reshape(b.shape).clip(b.low, b.high).astype(b.dtype), b
-    )
+    b = gym.vector.utils.batch_space(actions, num_envs)  # actions are clipped to these bounds only here (detail 27)
+    return gym.wrappers.vector.TransformAction(envs, lambda x: x.reshape(b.shape).clip(b.low, b.high).astype(b.dtype))
 
 
 class RunningMeanStd(nn.Module):

@@ -219,7 +219,7 @@ class Learner:
         self.ended = self.discounted = self.lives = None
 
     def normalise(self, obs):
-        """By mean and deviation of what was seen in earlier iterations (details 28 and 29); in the first, by 0 and 1."""
+        """By mean and deviation of what was seen in earlier iterations (details 28 and 29); at first, by 0 and 1."""
         if not getattr(self.args, "norm_obs", False):
             return obs.astype(np.float64)
         seen = np.array(self.all_obs, np.float64)
