@@ -129,6 +129,8 @@ def make_envs(args: Args, num_envs: int, video_folder: Path | None = None) -> gy
         sys.exit(f"error: {args.env_id} must have metadata['autoreset_mode'] = AutoresetMode.NEXT_STEP")
     if not isinstance(obs, gym.spaces.Box) or len(obs.shape) != 1:
         envs = gym.wrappers.vector.FlattenObservation(envs)
+    with suppress(AttributeError):  # MuJoCo's films follow the body, where its model has a camera for that
+        envs.envs[0].unwrapped.mujoco_renderer.camera_id = (envs.envs[0].unwrapped.model.ncam > 0) - 1
     b = gym.vector.utils.batch_space(actions, num_envs)  # actions are clipped to these bounds only here (detail 27)
     return gym.wrappers.vector.TransformAction(envs, lambda x: x.reshape(b.shape).clip(b.low, b.high).astype(b.dtype))
 

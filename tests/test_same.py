@@ -18,12 +18,12 @@ ROOMS = "Args check_args make_envs RunningMeanStd Agent compute_gae ppo_loss loa
 VARIANTS = {
     "ppo_continuous.py": {
         "Args": ("defaults", 22),
-        "make_envs": ("EnvPool, MuJoCo's films, bounds of actions", 17),
+        "make_envs": ("EnvPool, MuJoCo's films, bounds of actions", 18),
         "Agent.__init__": ("its policy", 5),
         "Agent.forward": ("its policy", 6),
         "Agent.act": ("its policy", 8),
         "Agent.noise": ("its policy", 2),
-        "Agent.masks": ("masks are for discrete actions", 8),
+        "Agent.masks": ("masks are for discrete actions", 7),
         "evaluate": ("masks", 2),
         "train": ("masks, EnvPool's seed, the standard deviation", 13),
     },
