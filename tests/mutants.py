@@ -440,7 +440,7 @@ clipped actions are stored | continuous | detail 27: action clipped before its l
 + box = envs.single_action_space
 +             actions[t] = agent.act(obs[t], noise[t]).clip(box.low.ravel(), box.high.ravel())
 unclipped actions are taken | continuous | detail 27 | continuous
-- .clip(space.low, space.high)
+- .clip(b.low, b.high)
 +
 
 # Games

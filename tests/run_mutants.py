@@ -24,7 +24,7 @@ from mutants import MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPARE_SOURCE = {"test_same.py", "test_mutants.py"}
-OWN_TESTS = {"ppo_continuous.py": "test_continuous.py", "ppo_atari.py": "test_atari.py"}
+KINDS = {"ppo.py": "discrete", "ppo_continuous.py": "continuous", "ppo_atari.py": "atari"}  # of tests, by script
 SAMPLE = (
     ("time limits end", "ppo_continuous.py"),
     ("inverted ratio", "ppo_atari.py"),
@@ -61,12 +61,19 @@ def changed_lines() -> dict[str, set[int]]:
 
 def is_changed(planting: Planting, lines: dict[str, set[int]]) -> bool:
     mutant, script = planting
-    text = (ROOT / script).read_text()
+    text, its_lines = (ROOT / script).read_text(), set()
     for find, _ in mutant.edits:
-        first = text.partition(find)[0].count("\n") + 1
-        if not lines.get(script, set()).isdisjoint(range(first, first + find.count("\n") + 1)):
-            return True
-    return False
+        before = text.partition(find)[0].count("\n") + 1
+        its_lines |= {*range(before, before + find.count("\n") + 1)}
+    return not lines.get(script, set()).isdisjoint(its_lines)
+
+
+def first_tests(planting: Planting) -> list[str]:
+    """Those that the mutant names, beginning with those of the script."""
+    mutant, script = planting
+    reference = f"test_reference.py::test_{KINDS[script]}"
+    tests = [reference if test == "test_reference.py" else test for test in mutant.first]
+    return sorted(tests, key=lambda test: not test.startswith(f"test_{KINDS[script]}.py"))
 
 
 def pytest(folder: Path, tests: list[str], threads: int) -> tuple[int, str]:
@@ -95,14 +102,14 @@ def plant(planting: Planting, threads: int) -> tuple[int, str, float]:
     """As `pytest`, with the bug; and the seconds that it took."""
     mutant, script = planting
     start = time.time()
-    files = [path.name for path in sorted((ROOT / "tests").glob("test_*.py")) if path.name not in COMPARE_SOURCE]
-    files.sort(key=lambda name: name != OWN_TESTS.get(script))
+    first, everything = first_tests(planting), sorted(path.name for path in (ROOT / "tests").glob("test_*.py"))
+    everything = [name for name in everything if name not in COMPARE_SOURCE]
     with tempfile.TemporaryDirectory() as folder:
         repository = copy(folder)
         (repository / script).write_text(mutant.plant((repository / script).read_text()))
-        code, test = pytest(repository, [*mutant.first], threads)
+        code, test = pytest(repository, first, threads)
         if code == 0:
-            code, test = pytest(repository, files, threads)
+            code, test = pytest(repository, everything, threads)
         return code, test, time.time() - start
 
 

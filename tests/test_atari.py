@@ -14,7 +14,7 @@ from torch import nn
 
 import ppo_atari as ppo
 import worlds
-from ppo_atari import Args, evaluate, load_checkpoint, make_envs, parse_args
+from ppo_atari import Args, evaluate, load, make_envs
 from test_train import parameters, scalars
 
 GAMMA = 0.9
@@ -64,10 +64,10 @@ class TestNames:
     def test_all_names_are_the_same_game(self, game, names):
         histories = []
         for name in [game, *names]:
-            envs, rng = make_envs(Args(env_id=name, num_envs=2)), np.random.default_rng(0)
+            envs, rng = make_envs(Args(env_id=name), 2), np.random.default_rng(0)
             history = [envs.reset(seed=3)[0]]
             for _ in range(50):
-                history += envs.step(rng.integers(envs.single_action_space.n, size=2))[:4]
+                history += envs.step(rng.integers(envs.single_action_space.n, size=(2, 1)))[:4]
             histories.append(history)
         for history in histories[1:]:
             assert all(np.array_equal(a, b) for a, b in zip(histories[0], history, strict=True))
@@ -76,11 +76,11 @@ class TestNames:
         games = [spec.id for spec in gym.registry.values() if spec.id.startswith("ALE/") and spec.id.endswith("-v5")]
         assert len(games) > 90
         for game in games[::12]:
-            envs = make_envs(Args(env_id=game, num_envs=1))
+            envs = make_envs(Args(env_id=game), 1)
             assert envs.reset(seed=1)[0].shape == (1, 4, 84, 84)
 
     def test_an_environment_of_ones_own_keeps_its_name(self):
-        envs = make_envs(Args(env_id="worlds:Lives", num_envs=2))
+        envs = make_envs(Args(env_id="worlds:Lives"), 2)
         assert envs.reset()[0].shape == (2, 3, 20, 30)
 
 
@@ -89,11 +89,11 @@ class TestPreprocessing:
 
     def pair(self, game, seed=5):
         """One game in each kind, after as many frames."""
-        fast = make_envs(Args(env_id=game, num_envs=1))
-        slow = make_envs(Args(env_id=game, num_envs=1, vectorization="sync"))
+        fast = make_envs(Args(env_id=game), 1)
+        slow = make_envs(Args(env_id=game, vectorization="sync"), 1)
         first, info = fast.reset(seed=seed)
         frames = info["episode_frame_number"][0]
-        single = slow.envs[0]
+        single = slow.unwrapped.envs[0]
         fire = "FIRE" in single.unwrapped.get_action_meanings()
         slow.reset(seed=seed)
         single.unwrapped._np_random = SimpleNamespace(integers=lambda *_: frames - fire)
@@ -101,13 +101,13 @@ class TestPreprocessing:
         assert other["episode_frame_number"][0] == frames
         return fast, slow, first, second
 
-    @pytest.mark.parametrize("game", ["Breakout", "Pong", "SpaceInvaders", "Seaquest", "Qbert", "MsPacman", "Freeway"])
+    @pytest.mark.parametrize("game", ["Breakout", "Pong", "SpaceInvaders", "Freeway"])
     def test_both_kinds_show_the_same(self, game):
         fast, slow, first, second = self.pair(f"ALE/{game}-v5")
         assert np.array_equal(first, second)
         rng, games = np.random.default_rng(1), 0
         for _ in range(700):
-            action = rng.integers(fast.single_action_space.n, size=1)
+            action = rng.integers(fast.single_action_space.n, size=(1, 1))
             ours, theirs = fast.step(action), slow.step(action)
             assert [x.item() for x in ours[1:4]] == [x.item() for x in theirs[1:4]]  # reward, terminated, truncated
             assert ours[4]["lives"] == theirs[4]["lives"]
@@ -115,13 +115,13 @@ class TestPreprocessing:
                 games += 1
                 break
             assert np.array_equal(ours[0], theirs[0])
-        assert games == (game in ("Breakout", "SpaceInvaders", "Seaquest", "Qbert", "MsPacman"))
+        assert games == (game in ("Breakout", "SpaceInvaders"))
 
     @pytest.mark.parametrize("game", ["space_invaders", "breakout"])
     def test_it_is_the_papers(self, game):
         """The maximum of the last two of four frames, gray, 84 x 84 by area; four of these, the newest last."""
         name = game.title().replace("_", "")
-        envs = make_envs(Args(env_id=f"ALE/{name}-v5", num_envs=1))
+        envs = make_envs(Args(env_id=f"ALE/{name}-v5"), 1)
         obs, info = envs.reset(seed=5)
         ale = ALEInterface()
         ale.setFloat("repeat_action_probability", 0.0)
@@ -144,52 +144,52 @@ class TestPreprocessing:
             pooled = np.maximum(screens[2], screens[3])
             differs += (pooled != screens[3]).any()
             stack.append(cv2.resize(pooled, (84, 84), interpolation=cv2.INTER_AREA))
-            obs, *_ = envs.step(np.array([action]))
+            obs, *_ = envs.step(np.array([[action]]))
         assert differs > 20
 
     def test_starts(self):
         """1 to 29 frames of FIRE and no-ops, another number each time; without FIRE, no ball would ever be lost."""
-        envs = make_envs(Args(num_envs=40))
+        envs = make_envs(Args(), 40)
         _, info = envs.reset(seed=1)
         assert {*info["frame_number"]} <= {*range(1, 30)}
         assert len({*info["frame_number"]}) > 12
         for _ in range(60):
-            *_, info = envs.step(np.zeros(40, np.int64))
+            *_, info = envs.step(np.zeros((40, 1), np.int64))
         assert (info["lives"] < 5).all()
 
     def test_filmed_starts(self):
         numbers = []
-        envs = make_envs(Args(num_envs=1, vectorization="sync"))
+        envs = make_envs(Args(vectorization="sync"), 1)
         for seed in range(40):
             numbers.append(envs.reset(seed=seed)[1]["frame_number"][0])
-            assert envs.envs[0].get_wrapper_attr("frame_skip") == 4
+            assert envs.unwrapped.envs[0].get_wrapper_attr("frame_skip") == 4
         assert {*numbers} <= {*range(2, 32)}
         assert len({*numbers}) > 15
         for _ in range(60):
-            *_, info = envs.step(np.zeros(1, np.int64))
+            *_, info = envs.step(np.zeros((1, 1), np.int64))
         assert info["lives"] < 5
 
     def test_the_time_limit_is_108000_frames(self):
         """Of the emulator, and a cut, not an end."""
-        assert make_envs(Args(num_envs=1)).spec.kwargs["max_num_frames_per_episode"] == 108_000
-        single = make_envs(Args(num_envs=1, vectorization="sync")).envs[0]
+        assert make_envs(Args(), 1).spec.kwargs["max_num_frames_per_episode"] == 108_000
+        single = make_envs(Args(vectorization="sync"), 1).unwrapped.envs[0]
         assert single.unwrapped.ale.getInt("max_num_frames_per_episode") == 108_000
         envs = gym.make_vec("ALE/Breakout-v5", 1, max_num_frames_per_episode=41, noop_max=1)
         envs.reset(seed=1)
         ends = [np.ravel(envs.step(np.zeros(1, np.int64))[2:4]).tolist() for _ in range(11)]
         assert ends == [[False, False]] * 10 + [[False, True]]
 
-    @pytest.mark.parametrize("vectorization", ["auto", "sync", "envpool"])
+    @pytest.mark.parametrize("vectorization", ["auto", "sync"])
     def test_repeated_actions(self, vectorization):
         """Only where asked for."""
         endings = {}
         for probability in (0.0, 0.9):
             for run in range(2):
-                arguments = Args(num_envs=1, vectorization=vectorization, repeat_action_probability=probability)
-                envs, rng = make_envs(arguments), np.random.default_rng(0)
+                arguments = Args(vectorization=vectorization, repeat_action_probability=probability)
+                envs, rng = make_envs(arguments, 1), np.random.default_rng(0)
                 envs.reset(seed=7)
                 for _ in range(60):
-                    obs, *_ = envs.step(rng.integers(4, size=1))
+                    obs, *_ = envs.step(rng.integers(4, size=(1, 1)))
                 endings[probability, run] = obs
         assert np.array_equal(endings[0.0, 0], endings[0.0, 1])
         assert not np.array_equal(endings[0.0, 0], endings[0.9, 0])
@@ -209,9 +209,9 @@ class TestLearningSignal:
         assert rewards.dtype == np.float32
         assert not truncated.any()
         batch = recorded["compute_gradient"][0][2]
-        times = batch["obs"].view(-1, 3 * 20 * 30)[:, 0]
+        times = batch["obs"].flatten(1)[:, 0]
         assert torch.equal(times != 7, batch["valid"])  # step 7 is the last frame, from where only resets lead on
-        assert set(result["episodes"]) == {(106.25, 7)}
+        assert {*map(tuple, result["episodes"])} == {(106.25, 7)}
         logged = scalars(result)
         assert {*logged["charts/episodic_return"].values()} == {106.25}
         assert {*logged["charts/episodic_length"].values()} == {7}
@@ -250,7 +250,8 @@ class TestLearningSignal:
         index_select, zeros = torch.Tensor.index_select, torch.zeros
 
         def remember(self, *args):
-            pointers.add(self.untyped_storage().data_ptr())
+            if self.dtype == torch.uint8:
+                pointers.add(self.untyped_storage().data_ptr())
             return index_select(self, *args)
 
         def make(*args, **kwargs):
@@ -260,23 +261,13 @@ class TestLearningSignal:
         monkeypatch.setattr(torch.Tensor, "index_select", remember)
         monkeypatch.setattr(torch, "zeros", make)
         train(**SMALL)
-        (frames,) = [x for x in made if x.shape == (9, 4, 4 * 84 * 84)]
+        (frames,) = [x for x in made if x.shape == (9, 4, 4, 84, 84)]
         assert pointers == {frames.untyped_storage().data_ptr()}
         for _, _, batch, *_ in recorded["compute_gradient"]:
             assert batch["obs"].dtype == torch.uint8
-            assert batch["obs"].max() > 100
-            floats = ("logprobs", "values", "advantages", "returns", "weights")
+            assert batch["obs"].max() > 100 and batch["obs"].shape == (16, 4, 84, 84)
+            floats = ("logprobs", "values", "advantages", "returns")
             assert all(batch[name].dtype == torch.float32 for name in floats)
-
-    def test_a_rollout_is_never_floats_as_a_whole(self, monkeypatch):
-        sizes, forward = [], nn.Conv2d.forward
-        monkeypatch.setattr(nn.Conv2d, "forward", lambda self, x: sizes.append(len(x)) or forward(self, x))
-        agent = make_agent(network="nature")
-        frames = torch.randint(0, 256, (1100, 4 * 84 * 84), dtype=torch.uint8)
-        with torch.no_grad():
-            features = agent.trunk(frames)
-            assert max(sizes) == 512
-            torch.testing.assert_close(features[1000:], agent.trunk(frames[1000:]), atol=1e-4, rtol=1e-4)
 
 
 def expected_orthogonal(layer, gain):
@@ -295,78 +286,41 @@ class TestNetworks:
         assert sum(param.numel() for param in agent.trunk.parameters()) == 8_224 + 32_832 + 36_928 + 1_606_144
         assert sum(param.numel() for param in agent.parameters()) == 1_684_128 + 513 * 7
 
-    def test_impala(self):
-        agent = make_agent(actions=6, network="impala")
-        convs = [layer for layer in agent.trunk.modules() if isinstance(layer, nn.Conv2d)]
-        assert [conv.weight.shape[:2] for conv in convs] == [(16, 4), *[(16, 16)] * 4, (32, 16), *[(32, 32)] * 9]
-        assert all(conv.kernel_size == (3, 3) and conv.padding == (1, 1) for conv in convs)
-        expected = sum(9 * a * b + a for a, b in (conv.weight.shape[:2] for conv in convs)) + 3872 * 256 + 256
-        assert sum(param.numel() for param in agent.trunk.parameters()) == expected == 1_089_232
-        assert sum(param.numel() for param in agent.parameters()) == expected + 257 * 7
-
-    @pytest.mark.parametrize("network", ["nature", "impala"])
-    def test_initialisation(self, network):
+    def test_initialisation(self):
         """Detail 2, in every layer; and one trunk for policy and value (detail 21)."""
-        agent = make_agent(actions=5, network=network)
+        agent = make_agent(actions=5)
         for layer in agent.trunk.modules():
             if hasattr(layer, "weight"):
                 expected_orthogonal(layer, math.sqrt(2))
-        expected_orthogonal(agent.actor[0], 0.01)
-        expected_orthogonal(agent.critic[0], 1.0)
-        assert len(agent.actor) == len(agent.critic) == 1
-        batch = {"obs": torch.randint(0, 256, (8, 4 * 84 * 84), dtype=torch.uint8)}
-        batch |= {"actions": torch.zeros(8, 1, dtype=torch.int64), "forbidden": torch.zeros(8, 1, 5, dtype=torch.bool)}
+        expected_orthogonal(agent.actor, 0.01)
+        expected_orthogonal(agent.critic, 1.0)
+        batch = {"obs": torch.randint(0, 256, (8, 4, 84, 84), dtype=torch.uint8)}
+        batch |= {"actions": torch.zeros(8, 1, dtype=torch.int64), "masks": torch.ones(8, 1, 5, dtype=torch.bool)}
         first = next(agent.trunk.parameters())
-        for output in agent.evaluate(batch)[::2]:  # log-probability and value
+        for output in agent(batch)[::2]:  # log-probability and value
             (gradient,) = torch.autograd.grad(output.sum(), first, retain_graph=True)
             assert gradient.abs().sum() > 0
 
     def test_nature_by_its_definition(self):
-        agent = make_agent()
-        frames = torch.randint(0, 256, (2, 4 * 84 * 84), dtype=torch.uint8)
+        """And pixels are divided by 255 (detail 22)."""
+        agent = make_agent(bf16=False)
+        frames = torch.randint(0, 256, (2, 4, 84, 84), dtype=torch.uint8)
         *convs, linear = (layer for layer in agent.trunk if hasattr(layer, "weight"))
-        x = frames.view(2, 4, 84, 84) / 255
+        x = frames / 255
         for conv, stride in zip(convs, (4, 2, 1), strict=True):
             x = nn.functional.conv2d(x, conv.weight, conv.bias, stride).relu()
-        torch.testing.assert_close(agent.trunk(frames), linear(x.flatten(1)).relu(), atol=1e-4, rtol=1e-4)
+        features = linear(x.flatten(1)).relu()
+        outputs, values = agent.network(frames)
+        torch.testing.assert_close(outputs, agent.actor(features), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(values, agent.critic(features).squeeze(-1), atol=1e-4, rtol=1e-4)
 
-    def test_impala_by_its_definition(self):
-        """conv, max-pool, two residual blocks, three times; then ReLU, a layer of 256, ReLU."""
-        agent = make_agent(network="impala")
-        frames = torch.randint(0, 256, (2, 4 * 84 * 84), dtype=torch.uint8)
-        convs = iter(layer for layer in agent.trunk.modules() if isinstance(layer, nn.Conv2d))
-        x = frames.view(2, 4, 84, 84) / 255
-        for _ in range(3):
-            x = torch.max_pool2d(next(convs)(x), 3, 2, 1)
-            for _ in range(2):
-                x = self.block(x, convs)
-        (linear,) = [layer for layer in agent.trunk if isinstance(layer, nn.Linear)]
-        torch.testing.assert_close(agent.trunk(frames), linear(x.relu().flatten(1)).relu(), atol=1e-4, rtol=1e-4)
-
-    def block(self, x, convs):
-        first, second = next(convs), next(convs)
-        return x + second(first(x.relu()).relu())
-
-    def test_pixels_are_divided_by_255(self):
-        """In the network, whatever type they come in; but not what is normalised."""
-        frames = torch.randint(0, 256, (3, 4, 84, 84), dtype=torch.uint8)
-        agent = make_agent()
-        expected = nn.Sequential(*agent.trunk)(frames / 255)
-        for kind in (torch.uint8, torch.float32):
-            torch.testing.assert_close(agent.trunk(frames.flatten(1).to(kind)), expected, atol=1e-4, rtol=1e-4)
-        agent = make_agent(norm_obs=True)
-        x = torch.randn(3, 4, 84, 84)
-        torch.testing.assert_close(agent.trunk(x.flatten(1)), nn.Sequential(*agent.trunk)(x), atol=1e-4, rtol=1e-4)
-
-    @pytest.mark.parametrize("network", ["nature", "impala"])
     @pytest.mark.parametrize("shape", [(3, 64, 64), (1, 84, 84), (3, 210, 160), (4, 10, 10), (2, 5, 7), (3, 84, 100)])
-    def test_any_size_and_both_orders(self, shape, network):
+    def test_any_size_and_both_orders(self, shape):
         frames = torch.randint(0, 256, (2, *shape), dtype=torch.uint8)
-        first, last = make_agent(shape, network=network), make_agent((*shape[1:], shape[0]), network=network)
-        features = first.trunk(frames.flatten(1))
-        assert features.shape == (2, 512 if network == "nature" else 256)
-        assert (features > 0).any()
-        torch.testing.assert_close(last.trunk(frames.movedim(1, -1).flatten(1)), features, atol=1e-4, rtol=1e-4)
+        first, last = make_agent(shape, bf16=False), make_agent((*shape[1:], shape[0]), bf16=False)
+        values = first.network(frames)[1]
+        assert values.shape == (2,) and (values != 0).all()
+        torch.testing.assert_close(last.network(frames.movedim(1, -1))[1], values, atol=1e-4, rtol=1e-4)
 
 
 class TestPrecision:
@@ -374,24 +328,23 @@ class TestPrecision:
 
     def batch(self, agent):
         torch.manual_seed(1)
-        batch = {"obs": torch.randint(0, 256, (64, 4 * 84 * 84), dtype=torch.uint8)}
-        batch |= {"actions": torch.randint(4, (64, 1)), "forbidden": torch.zeros(64, 1, 4, dtype=torch.bool)}
+        batch = {"obs": torch.randint(0, 256, (64, 4, 84, 84), dtype=torch.uint8)}
+        batch |= {"actions": torch.randint(4, (64, 1)), "masks": torch.ones(64, 1, 4, dtype=torch.bool)}
         with torch.no_grad():
-            batch["logprobs"], _, batch["values"] = agent.evaluate(batch)
+            batch["logprobs"], _, batch["values"] = agent(batch)
         advantages = torch.randn(64)
         batch |= {
             "advantages": advantages,
             "returns": batch["values"] + advantages,
-            "weights": torch.full((64,), 1 / 64),
+            "valid": torch.ones(64, dtype=torch.bool),
         }
         return batch
 
     def test_gradients_are_those_of_float32_but_for_rounding(self):
         agent = make_agent()
-        nn.init.orthogonal_(agent.actor[0].weight)
+        nn.init.orthogonal_(agent.actor.weight)
         batch, gradients, losses = self.batch(agent), [], []
-        for dtype in (torch.float32, torch.bfloat16):
-            agent.trunk.dtype = dtype
+        for agent.bf16 in (False, True):
             gradient, diagnostics = ppo.compute_gradient(agent, [*agent.parameters()], batch, 0.1, Args())
             assert gradient.dtype == torch.float32
             assert all(value.dtype == torch.float32 for value in diagnostics.values())
@@ -403,16 +356,15 @@ class TestPrecision:
 
     def test_outputs_are_float32(self):
         agent = make_agent()
-        agent.trunk.dtype = torch.bfloat16
-        assert all(x.dtype == torch.float32 for x in agent.evaluate(self.batch(agent)))
-        assert ppo.numpy_policy(agent)(np.zeros((2, 4 * 84 * 84), np.uint8)).dtype == np.float32
+        agent.bf16 = True
+        assert all(x.dtype == torch.float32 for x in agent(self.batch(agent)))
+        assert agent.policy(np.zeros((2, 4, 84, 84), np.uint8)).dtype == np.float32
 
     def test_switch(self, monkeypatch):
         """On where the processor can, off elsewhere, and off when told so."""
-        for able, wanted, expected in ((1, 1, torch.bfloat16), (1, 0, torch.float32), (0, 1, torch.float32)):
-            monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda able=able: bool(able))
-            result = train(env_id="worlds:Pixel1", bf16=bool(wanted), **SMALL)
-            assert result["agent"].trunk.dtype == expected
+        for able, wanted in ((True, True), (True, False), (False, True)):
+            monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda able=able: able)
+            assert make_agent(bf16=wanted).bf16 == (able and wanted)
 
     @pytest.mark.parametrize("bf16", [True, False])
     def test_learns_with_and_without(self, bf16, monkeypatch):
@@ -428,10 +380,9 @@ def learn(env_id, seed, **changes):
 
 
 def outputs(agent, x):
-    frame = torch.from_numpy(worlds.square(x)).flatten()[None]
     with torch.no_grad():
-        features = agent.trunk(frame)
-        return agent.actor(features)[0], agent.critic(features).item()
+        logits, value = agent.network(torch.from_numpy(worlds.square(x))[None])
+        return logits[0], value.item()
 
 
 def value(agent, x):
@@ -442,7 +393,7 @@ def probability(agent, x, action):
     return outputs(agent, x)[0].softmax(-1)[action].item()
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1])
 class TestProbes:
     """As in test_probes.py, seen as squares from black (-1) to white (1)."""
 
@@ -480,11 +431,9 @@ class TestProbes:
 
 
 class TestRuns:
-    @pytest.mark.parametrize("env_id", ["worlds:Lives", "worlds:ChannelsLast", "worlds:GrayFrames"])
-    @pytest.mark.parametrize("network", ["nature", "impala"])
-    def test_environments_of_ones_own(self, env_id, network):
-        result = train(env_id=env_id, network=network, **SMALL)
-        assert result["global_step"] == 96
+    @pytest.mark.parametrize("env_id", ["worlds:Lives", "worlds:ChannelsLast"])
+    def test_environments_of_ones_own(self, env_id):
+        assert train(env_id=env_id, **SMALL)["global_step"] == 96
 
     def test_same_seed_same_run(self):
         first, second = (train(**SMALL) for _ in range(2))
@@ -492,33 +441,19 @@ class TestRuns:
         assert not torch.equal(parameters(first), parameters(train(**SMALL, seed=2)))
 
     def test_resume_and_evaluate(self):
-        """The same game, network and precision, from where it was."""
-        result = train(network="impala", num_envs=2, num_steps=8, num_minibatches=1, total_timesteps=32)
-        saved = load_checkpoint(str(result["run_dir"]))
-        more = ppo.train(parse_args(["--resume", str(result["run_dir"]), "--total-timesteps", "48"]))
+        result = train(num_envs=2, num_steps=8, num_minibatches=1, total_timesteps=32)
+        more = ppo.train(Args(resume=result["run_dir"], total_timesteps=48))
         assert more["global_step"] == 48
-        assert saved["agent"].keys() == more["agent"].state_dict().keys()
-        arguments = ["--evaluate", str(result["run_dir"]), "--eval-episodes", "1"]
-        for seed in ("1", str(2**32 - 1)):  # ale-py's are smaller
-            assert evaluate(parse_args([*arguments, "--seed", seed]))[0][1] > 60
-
-    def test_normalised_frames(self, recorded):
-        """In place of dividing by 255: by their own mean and deviation."""
-        result = train(env_id="worlds:Pixel2", norm_obs=True, **SMALL)
-        for _, _, batch, *_ in recorded["compute_gradient"]:
-            assert batch["obs"].dtype == torch.float32
-            assert batch["obs"].abs().max() < 11
-        assert result["stats"]["obs"].mean.shape == (84 * 84,)
-        evaluate(parse_args(["--evaluate", str(result["run_dir"]), "--eval-episodes", "1"]))
+        for seed in (1, 2**32 - 1):  # ale-py's are smaller
+            assert evaluate(load(result["run_dir"])[0], Args(seed=seed), 1)[0][1] > 60
 
     def test_film(self, tmp_path):
         """In colour and whole, of what the policy saw in gray and small."""
         from moviepy import VideoFileClip
 
         result = train(**SMALL)
-        args = ["--evaluate", str(result["run_dir"]), "--eval-episodes", "1", "--capture-video"]
-        ((_, length),) = evaluate(parse_args(args))
-        (video,) = tmp_path.glob("videos/**/*.mp4")
+        ((_, length),) = evaluate(result["agent"], Args(), 1, tmp_path / "videos")
+        (video,) = tmp_path.glob("videos/*.mp4")
         with VideoFileClip(str(video)) as clip:
             assert clip.size == [160, 210]
             assert abs(clip.n_frames - length) <= 2
@@ -539,24 +474,21 @@ class TestRuns:
 
 
 MISTAKES = {
-    "vectors": ({"env_id": "CartPole-v1"}, "use ppo.py"),
-    "continuous actions": ({"env_id": "Pendulum-v1"}, "use ppo_continuous.py"),
-    "both": ({"env_id": "CarRacing-v3"}, "needed are vectors or uint8 images, and choices or a Box of floats"),
+    "vectors": ({"env_id": "CartPole-v1"}, "try ppo.py"),
+    "continuous actions": ({"env_id": "Pendulum-v1"}, "ppo_continuous.py"),
+    "both": ({"env_id": "CarRacing-v3"}, "has Box("),
     "misspelt": ({"env_id": "ALE/Brekout-v5"}, "Did you mean: `Breakout`?"),
     "no such game": ({"env_id": "TetrisForeverNoFrameskip-v4"}, "TetrisForever"),
-    "probability": ({"repeat_action_probability": 1.5}, "--repeat-action-probability must be from 0.0 to 0.99"),
-    "a reward without end": ({"env_id": "worlds:EndlessReward", **SMALL}, "gave a reward that is not a finite number"),
-    "no bytes": ({"env_id": "worlds:FloatPixels"}, "use ppo.py"),
+    "probability": ({"repeat_action_probability": 1.5}, "--repeat-action-probability must be from 0 to 1"),
+    "a reward without end": ({"env_id": "worlds:EndlessReward", "norm_reward": True, **SMALL}, "no longer finite"),
+    "no bytes": ({"env_id": "worlds:FloatPixels"}, "float32"),
 }
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_gets_one_line(name, capsys):
+def test_a_mistake_gets_one_line(name):
     changes, message = MISTAKES[name]
     with pytest.raises(SystemExit) as stopped:
         train(**changes)
-    assert stopped.value.code == 2
-    captured = capsys.readouterr()
-    assert captured.err.startswith("ppo_atari.py: error: ")
-    assert captured.err.count("\n") == 1
-    assert message in captured.err
+    assert stopped.value.code.startswith("error: ") and "\n" not in stopped.value.code
+    assert message in stopped.value.code
