@@ -161,10 +161,10 @@ entropy over the wrong axis | ppo | entropy averaged over the wrong axis | agent
 + return logprob, -(logprobs.exp() * logprobs).sum((0, -1)).mean().expand_as(logprob), values
 
 # The policy
-weights not orthogonal | all | detail 2 | agent continuous atari
+weights not orthogonal | all | detail 2 | agent::test_initialisation continuous::TestPolicy atari::TestNetworks
 - nn.init.orthogonal_(layer.weight, gain)
 + nn.init.xavier_uniform_(layer.weight, gain)
-convolutions not orthogonal | atari | detail 2 | atari
+convolutions not orthogonal | atari | detail 2 | atari::TestNetworks
 - nn.init.orthogonal_(conv.weight, 2**0.5)
 + pass
 hidden gain 1 | ppo | detail 2: √2 in hidden layers | agent
@@ -173,7 +173,7 @@ hidden gain 1 | ppo | detail 2: √2 in hidden layers | agent
 biases not zero | ppo | detail 2: zero biases | agent
 - nn.init.zeros_(layer.bias)
 + pass
-the policy's last gain 1 | all | detail 2: 0.01 in the policy's last layer | agent continuous atari
+the policy's last gain 1 | all | detail 2: 0.01 at the policy's end | agent continuous::TestPolicy atari::TestNetworks
 - , 0.01)
 + , 1.0)
 the value's last gain 0.01 | ppo | detail 2: 1 in the value's last layer | agent
@@ -182,7 +182,7 @@ the value's last gain 0.01 | ppo | detail 2: 1 in the value's last layer | agent
 policy and value share | vectors | details 13 and 26: networks of their own | agent continuous
 - self.critic = nn.Sequential(linear(*shape, 64), nn.Tanh(), linear(64, 64), nn.Tanh(),
 + self.critic = nn.Sequential(*self.actor[:-1],
-arg-max | choices | taking the arg-max instead of sampling | agent atari
+arg-max | choices | taking the arg-max instead of sampling | agent atari::TestLearningSignal
 - if not greedy:  # the arg-max
 + if False:  # the arg-max
 normal instead of Gumbel noise | ppo | samples of the policy | agent
@@ -228,10 +228,10 @@ compared on zeros | ppo | a changed network acts as it learns | agent train
 - if np.allclose(agent.numpy_policy(probe)
 + probe = 0 * probe
 +         if np.allclose(agent.numpy_policy(probe)
-the NumPy policy does not normalise | vectors | detail 28: in acting, too | reference
+the NumPy policy does not normalise | vectors | detail 28: in acting, too | agent continuous
 - x = ((x - self.obs_stats.mean.numpy()) / np.sqrt(self.obs_stats.var.numpy() + 1e-8)).clip(-10, 10)
 + pass
-the acting policy is old | vectors | the newest policy acts | reference
+the acting policy is old | vectors | the newest policy acts | train continuous
 - agent.layers = [[x.detach().numpy() for x
 + agent.layers = [[x.detach().numpy().copy() for x
 

@@ -149,22 +149,22 @@ class TestPreprocessing:
 
     def test_starts(self):
         """1 to 29 frames of FIRE and no-ops, another number each time; without FIRE, no ball would ever be lost."""
-        envs = make_envs(Args(), 40)
+        envs = make_envs(Args(), 20)
         _, info = envs.reset(seed=1)
         assert {*info["frame_number"]} <= {*range(1, 30)}
-        assert len({*info["frame_number"]}) > 12
+        assert len({*info["frame_number"]}) > 8
         for _ in range(60):
-            *_, info = envs.step(np.zeros((40, 1), np.int64))
+            *_, info = envs.step(np.zeros((20, 1), np.int64))
         assert (info["lives"] < 5).all()
 
     def test_filmed_starts(self):
         numbers = []
         envs = make_envs(Args(vectorization="sync"), 1)
-        for seed in range(40):
+        for seed in range(20):
             numbers.append(envs.reset(seed=seed)[1]["frame_number"][0])
             assert envs.unwrapped.envs[0].get_wrapper_attr("frame_skip") == 4
         assert {*numbers} <= {*range(2, 32)}
-        assert len({*numbers}) > 15
+        assert len({*numbers}) > 8
         for _ in range(60):
             *_, info = envs.step(np.zeros((1, 1), np.int64))
         assert info["lives"] < 5
@@ -228,8 +228,7 @@ class TestLearningSignal:
         train(env_id="worlds:Lives", norm_reward=True, **SMALL)
         rewards = recorded["compute_gae"][-1][0]
         assert len({*rewards[:, 0].tolist()}) == 7  # six rewards and none
-        ratios = rewards[:, 0] / np.array([*worlds.Lives.rewards, 1])
-        assert (ratios[[0, 1, 2, 4, 5, 6]] > 0).all()
+        assert np.sign(rewards[:, 0]).tolist() == [1, -1, 1, 0, -1, 1, 1, 0]
 
     def test_games(self, recorded):
         """Breakout, at random: an end at each of five lost lives; the score is of whole games."""
@@ -366,17 +365,11 @@ class TestPrecision:
             monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda able=able: able)
             assert make_agent(bf16=wanted).bf16 == (able and wanted)
 
-    @pytest.mark.parametrize("bf16", [True, False])
-    def test_learns_with_and_without(self, bf16, monkeypatch):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-        agent = learn("Pixel5", 1, bf16=bf16)
-        assert probability(agent, 1, 1) > 0.95
-        assert probability(agent, -1, 0) > 0.95
 
-
-def learn(env_id, seed, **changes):
-    settings = {"total_timesteps": 2048, "num_envs": 8, "num_steps": 16, "learning_rate": 1e-3, "gamma": GAMMA}
-    return train(env_id=f"worlds:{env_id}", seed=seed, clip_coef=0.2, **settings | changes)["agent"]
+def learn(env_id, **changes):
+    settings = {"total_timesteps": 1536, "num_envs": 8, "num_steps": 16, "learning_rate": 1e-3, "gamma": GAMMA}
+    settings |= {"num_minibatches": 2, "update_epochs": 2, "clip_coef": 0.2}
+    return train(env_id=f"worlds:{env_id}", **settings | changes)["agent"]
 
 
 def outputs(agent, x):
@@ -393,38 +386,39 @@ def probability(agent, x, action):
     return outputs(agent, x)[0].softmax(-1)[action].item()
 
 
-@pytest.mark.parametrize("seed", [1])
 class TestProbes:
     """As in test_probes.py, seen as squares from black (-1) to white (1)."""
 
-    def test_1_value_of_a_constant(self, seed):
-        assert value(learn("Pixel1", seed), 0) == pytest.approx(1, abs=0.05)
+    def test_1_value_of_a_constant(self):
+        assert value(learn("Pixel1"), 0) == pytest.approx(1, abs=0.05)
 
-    def test_2_value_of_an_observation(self, seed):
-        agent = learn("Pixel2", seed)
+    def test_2_value_of_an_observation(self):
+        agent = learn("Pixel2")
         assert value(agent, 1) == pytest.approx(1, abs=0.1)
         assert value(agent, -1) == pytest.approx(-1, abs=0.1)
 
-    def test_3_discounting(self, seed):
-        agent = learn("Pixel3", seed)
+    def test_3_discounting(self):
+        agent = learn("Pixel3")
         assert value(agent, 0) == pytest.approx(GAMMA, abs=0.05)
         assert value(agent, 1) == pytest.approx(1, abs=0.05)
 
-    def test_4_action(self, seed):
-        assert probability(learn("Pixel4", seed), 0, 1) > 0.95
+    def test_4_action(self):
+        assert probability(learn("Pixel4"), 0, 1) > 0.95
 
-    def test_5_action_for_an_observation(self, seed):
-        agent = learn("Pixel5", seed)
+    @pytest.mark.parametrize("bf16", [True, False])
+    def test_5_action_for_an_observation(self, bf16, monkeypatch):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+        agent = learn("Pixel5", bf16=bf16)
         assert probability(agent, 1, 1) > 0.95
         assert probability(agent, -1, 0) > 0.95
         assert value(agent, 1) == pytest.approx(1, abs=0.15)
 
-    def test_6_a_time_limit_is_no_end(self, seed):
-        agent = learn("Pixel6", seed, clip_vloss=False)
+    def test_6_a_time_limit_is_no_end(self):
+        agent = learn("Pixel6", clip_vloss=False)
         assert value(agent, 0) == pytest.approx(1 / (1 - GAMMA), abs=0.5)
 
-    def test_7_an_end_is_one(self, seed):
-        agent = learn("Pixel7", seed, clip_vloss=False)
+    def test_7_an_end_is_one(self):
+        agent = learn("Pixel7", clip_vloss=False)
         for step in range(5):
             expected = sum(GAMMA**k for k in range(5 - step))
             assert value(agent, step / 5) == pytest.approx(expected, abs=0.3), step
@@ -462,9 +456,8 @@ class TestRuns:
 
     @torch._dynamo.config.patch(error_on_recompile=True)
     def test_compiled(self):
-        """Also where a rollout is cut into parts (548 observations), which takes no compilation of its own."""
-        settings = {"env_id": "worlds:Pixel2", "bf16": False, **SMALL}
-        settings |= {"num_steps": 136, "update_epochs": 1, "total_timesteps": 2176}
+        """Acting and learning, to rounding; and each is compiled once."""
+        settings = {"env_id": "worlds:Pixel2", "bf16": False, **SMALL, "anneal_clip": True}
         torch.compiler.reset()  # what other tests compiled
         start, plain, compiled = (
             parameters(train(**settings | changes)) for changes in ({"learning_rate": 0.0}, {}, {"compile": True})

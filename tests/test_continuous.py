@@ -121,9 +121,8 @@ class TestPolicy:
         np.testing.assert_allclose(samples.mean(0), means[0], atol=0.03)
         np.testing.assert_allclose(np.cov(samples.T), np.diag(std**2), atol=0.05)
         noise = (samples - means) / std
-        assert (np.abs(noise) < 1.96).mean() == pytest.approx(
-            0.95, abs=0.005
-        )  # a Gaussian, not anything of its variance
+        within = (np.abs(noise) < 1.96).mean()
+        assert within == pytest.approx(0.95, abs=0.005)  # of a Gaussian, not of anything with its variance
         assert -logprob.mean().item() == pytest.approx(entropy[0].item(), abs=0.02)
 
     @pytest.mark.filterwarnings("ignore:.*Casting input x to numpy array")
@@ -205,7 +204,7 @@ class TestActions:
     @pytest.mark.parametrize(("env_id", "best"), [("Matrix", 6.0), ("Scalar", -0.1)])
     def test_spaces(self, env_id, best):
         """Any shape and bounds: the environments fail for actions that are not in their space."""
-        settings = {"num_steps": 32, "total_timesteps": 16_384, "learning_rate": 3e-3, "update_epochs": 4}
+        settings = {"num_steps": 32, "total_timesteps": 8192, "learning_rate": 5e-3, "update_epochs": 4}
         result = train(env_id=f"worlds:{env_id}", **settings)
         assert np.mean(result["episodes"], axis=0)[0] > best
         results = evaluate(load(result["run_dir"])[0], Args(env_id=f"worlds:{env_id}"), 50)
@@ -224,13 +223,12 @@ class TestActions:
         assert logged[640] != pytest.approx(1, abs=0.01)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
 class TestProbes:
     """As in test_probes.py; with normalisation off, so that observations, rewards and values are the plain ones."""
 
-    def learn(self, env_id, seed, **changes):
+    def learn(self, env_id, **changes):
         settings = {"total_timesteps": 16_384, "num_envs": 8, "num_steps": 32, "learning_rate": 5e-3, "gamma": GAMMA}
-        settings |= {"update_epochs": 4, "norm_obs": False, "norm_reward": False, "seed": seed}
+        settings |= {"update_epochs": 4, "norm_obs": False, "norm_reward": False}
         return train(env_id=f"worlds:{env_id}", **settings | changes)["agent"]
 
     def value(self, agent, obs):
@@ -242,39 +240,39 @@ class TestProbes:
         with torch.no_grad():
             return agent.actor(torch.tensor([obs])).item(), agent.log_std.exp().item()
 
-    def test_1_value_of_a_constant(self, seed):
-        assert self.value(self.learn("Continuous", seed), 0.0) == pytest.approx(1, abs=0.02)
+    def test_1_value_of_a_constant(self):
+        assert self.value(self.learn("Continuous"), 0.0) == pytest.approx(1, abs=0.02)
 
-    def test_2_value_of_an_observation(self, seed):
-        agent = self.learn("Continuous2", seed)
+    def test_2_value_of_an_observation(self):
+        agent = self.learn("Continuous2")
         assert self.value(agent, 1.0) == pytest.approx(1, abs=0.05)
         assert self.value(agent, -1.0) == pytest.approx(-1, abs=0.05)
 
-    def test_3_discounting(self, seed):
-        agent = self.learn("Continuous3", seed)
+    def test_3_discounting(self):
+        agent = self.learn("Continuous3")
         assert self.value(agent, 0.0) == pytest.approx(GAMMA, abs=0.03)
         assert self.value(agent, 1.0) == pytest.approx(1, abs=0.03)
 
-    def test_4_action(self, seed):
+    def test_4_action(self):
         """Takes the best one, ever more surely."""
-        mean, std = self.policy(self.learn("Continuous4", seed), 0.0)
+        mean, std = self.policy(self.learn("Continuous4"), 0.0)
         assert mean == pytest.approx(0.5, abs=0.1)
         assert std < 0.3
 
-    def test_5_action_for_an_observation(self, seed):
-        agent = self.learn("Continuous5", seed)
+    def test_5_action_for_an_observation(self):
+        agent = self.learn("Continuous5")
         for obs in (1.0, -1.0):
             mean, std = self.policy(agent, obs)
             assert mean == pytest.approx(0.5 * obs, abs=0.1)
             assert std < 0.3
             assert self.value(agent, obs) == pytest.approx(1, abs=0.1)
 
-    def test_6_a_time_limit_is_no_end(self, seed):
-        agent = self.learn("Continuous6", seed, clip_vloss=False)
+    def test_6_a_time_limit_is_no_end(self):
+        agent = self.learn("Continuous6", clip_vloss=False)
         assert self.value(agent, 0.0) == pytest.approx(1 / (1 - GAMMA), abs=0.3)
 
-    def test_7_an_end_is_one(self, seed):
-        agent = self.learn("Continuous7", seed, clip_vloss=False, total_timesteps=32_768)
+    def test_7_an_end_is_one(self):
+        agent = self.learn("Continuous7", clip_vloss=False, total_timesteps=32_768)
         for step in range(5):
             expected = sum(GAMMA**k for k in range(5 - step))
             assert self.value(agent, step / 5) == pytest.approx(expected, abs=0.15), step
@@ -335,7 +333,7 @@ def test_same_seed_same_run_resumed_and_compiled_the_same():
 
 
 @pytest.mark.skipif(not ctypes.util.find_library("EGL"), reason="MuJoCo draws with EGL where there is no display")
-def test_mujoco_is_filmed_without_a_display(tmp_path):
+def test_mujoco_is_drawn_without_a_display(tmp_path):
     """And the camera follows: body and limbs are red or purple, floor and sky are not."""
     code = f"""
 import ppo_continuous as p
@@ -355,11 +353,11 @@ print("seen", (picture[..., 0] - picture[..., 1] > 40).sum())
 
 MISTAKES = {
     "discrete": ({"env_id": "CartPole-v1"}, "has Discrete(2), Box("),
-    "several discrete": ({"env_id": "worlds:Pairs"}, "discrete: ppo.py"),
+    "several discrete": ({"env_id": "worlds:Pairs"}, "try ppo.py"),
     "actions in a tuple": ({"env_id": "worlds:TupleActions"}, "has Tuple("),
     "whole numbers": ({"env_id": "worlds:WholeNumbers"}, "has Box(0, 5, (2,), int64)"),
     "misspelt": ({"env_id": "HalfCheeta-v5"}, "Did you mean: `HalfCheetah`?"),
-    "images": ({"env_id": "CarRacing-v3"}, "pixels: ppo_atari.py"),
+    "images": ({"env_id": "CarRacing-v3"}, "ppo_atari.py (pixels)"),
     "old version": ({"env_id": "Hopper-v1"}, "--env-id Hopper-v1"),
     "minibatches": ({"num_minibatches": 33}, "must divide num_envs * num_steps"),
     "not in EnvPool": ({"env_id": "worlds:Continuous", "vectorization": "envpool"}, "is not supported"),
@@ -373,8 +371,5 @@ def test_a_mistake_gets_one_line(name, tmp_path):
     with pytest.raises(SystemExit) as stopped:
         train_args(Args(**{"total_timesteps": 2048} | changes))  # a mistake that goes unnoticed ends soon, too
     assert stopped.value.code.startswith("error: ") and "\n" not in stopped.value.code
-    assert (
-        message.replace("discrete: ppo.py", "try ppo.py").replace("pixels: ppo_atari.py", "ppo_atari.py (pixels)")
-        in stopped.value.code
-    )
+    assert message in stopped.value.code
     assert list(tmp_path.iterdir()) == []

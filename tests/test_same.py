@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import os
 import re
 import subprocess
 import sys
@@ -115,9 +116,29 @@ class TestBudgets:
         assert re.match(r'""".*?"""\n\n# /// script\n', (ROOT / script).read_text(), re.DOTALL)
 
     def test_imports(self, script):
-        nodes = ast.parse((ROOT / script).read_text()).body
+        nodes = [*ast.walk(ast.parse((ROOT / script).read_text()))]
         modules = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
         modules |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
         modules = {module.split(".")[0] for module in modules}
         assert len(modules & sys.stdlib_module_names) <= 10
-        assert not modules & {path.stem for path in ROOT.glob("**/*.py")}
+        assert not modules & {path.stem for pattern in ("*.py", "[a-z]*/*.py") for path in ROOT.glob(pattern)}
+
+    def test_importing_it_does_nothing(self, script, tmp_path):
+        code = f"""
+import random, signal, numpy, torch
+state = lambda: (
+    torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.get_default_dtype(),
+    *map(signal.getsignal, (signal.SIGINT, signal.SIGTERM)), torch.get_rng_state().tolist(), random.getstate(),
+    str(numpy.random.get_state()), numpy.geterr(), dict(__import__("os").environ), *__import__("sys").path,
+)
+torch.utils.tensorboard = __import__("torch.utils.tensorboard")  # which sets variables of the environment itself
+before = state()
+import {script.removesuffix(".py")}
+assert before == state()
+"""
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        assert [*tmp_path.iterdir()] == []
