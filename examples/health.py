@@ -34,24 +34,19 @@ def read_curves(run: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return {tag: (np.array([x.step for x in xs]), np.array([x.value for x in xs])) for tag, xs in curves.items()}
 
 
-def rises(returns: np.ndarray) -> bool:
-    """Is the later half above the first tenth, by more than three standard errors of the difference?"""
-    first, later = returns[: len(returns) // 10], returns[len(returns) // 2 :]
-    return later.mean() - first.mean() > 3 * (first.var() / len(first) + later.var() / len(later)) ** 0.5
-
-
 def find(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[str]:
     """A line for each finding: what, its value, the healthy range, what to change."""
     found = []
     for name, (steps, values) in curves.items():
-        if len(broken := values[~np.isfinite(values)]):
+        broken = values[~np.isfinite(values)]
+        if len(broken) and name != VARIANCE:  # which some scripts log as NaN where returns are equal
             found.append(f"{name} is {broken[0]} (healthy: a number): lower --learning-rate, look at the rewards")
-            curves = curves | {name: (steps[np.isfinite(values)], values[np.isfinite(values)])}
+        curves = curves | {name: (steps[np.isfinite(values)], values[np.isfinite(values)])}
     steps, returns = curves.get(RETURN, (np.zeros(0), np.zeros(0)))
-    if RETURN in curves and VARIANCE in curves:  # where all returns are equal, there is nothing to explain
+    if len(returns) and VARIANCE in curves:  # where all returns are equal, there is nothing to explain
         losses_steps, values = curves[VARIANCE]
         varied = np.interp(losses_steps, steps, returns) < returns.max() - 0.01 * abs(returns.max())
-        curves = curves | {VARIANCE: (losses_steps[varied], values[varied])}
+        curves = curves | {VARIANCE: (losses_steps[varied], values[varied].clip(-1))}
 
     def check(name: str, part: Callable, low: float, high: float, if_low: str, if_high: str) -> None:
         """Hold one of ten parts of a curve, the median one for example, against a range."""
@@ -62,8 +57,11 @@ def find(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[str]:
                 healthy = f"{low} or more" if high == np.inf else f"{low} to {high}"
                 found.append(f"{name} is {value:.2g} (healthy: {healthy}): {if_low if value < low else if_high}")
 
-    learned = len(returns) < ENOUGH or rises(returns)  # or can't say
-    if not learned:  # else a policy may be sure of itself, and has moved
+    first, later, learned = returns[: len(returns) // 10], returns[len(returns) // 2 :], True
+    if len(returns) >= ENOUGH:  # is the later half above the first tenth, by more than three standard errors?
+        error = (first.var() / len(first) + later.var() / len(later)) ** 0.5
+        learned = later.mean() - first.mean() > 3 * error
+    if not learned:  # a policy that has learned has moved, and may be sure of itself
         check("losses/approx_kl", max, 1e-4, np.inf, f"the policy hardly moves: {MORE}", "")
         check("losses/relative_entropy", min, 0.05, 0.95, SETTLED, f"it still acts at random: {MORE}")
         check("losses/policy_std", min, 0.05, np.inf, SETTLED, "")
@@ -72,9 +70,19 @@ def find(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[str]:
     check("losses/policy_std", lambda parts: parts[-1], 0, 2, "", "actions are ever more random: lower --ent-coef")
     check(VARIANCE, max, 0.1, 1, "values explain nothing: --no-clip-vloss, --norm-reward or a larger --vf-coef", "")
     if not learned:
+        change = "no clear rise since the start: see the other lines; if there are none, rewards may be too rare"
+        found.append(f"{RETURN} is {later.mean():.4g} (healthy: well above {first.mean():.4g}): {change}")
+    elif len(returns) >= ENOUGH:
         parts = [x.mean() for x in np.array_split(returns, 10)]
-        change = "no better than at the start: see the other lines; if there are none, are rewards too rare?"
-        found.append(f"{RETURN} is {parts[-1]:.4g} (healthy: above {parts[0]:.4g}): {change}")
+        least = parts[0] + (max(parts) - parts[0]) / 4
+        check(
+            RETURN,
+            lambda parts: parts[-1],
+            float(f"{least:.4g}"),
+            np.inf,
+            f"it has fallen from {max(parts):.4g}: {LESS}",
+            "",
+        )
     return found
 
 
