@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-ENOUGH = 20  # values of a curve: with fewer, nothing is said
+ENOUGH = 40  # values of a curve: with fewer, nothing is said
 RETURN, VARIANCE = "charts/episodic_return", "losses/explained_variance"
 MORE = "raise --learning-rate or --update-epochs"
 LESS = "updates are too large: lower --learning-rate or --update-epochs, or set --target-kl 0.015"
@@ -54,35 +54,28 @@ def find(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[str]:
         if len(values) >= ENOUGH:
             value = part([x.mean() for x in np.array_split(values, 10)])
             if not low <= value <= high:
-                healthy = f"{low} or more" if high == np.inf else f"{low} to {high}"
+                healthy = f"{low:.4g} or more" if high == np.inf else f"{low} to {high}"
                 found.append(f"{name} is {value:.2g} (healthy: {healthy}): {if_low if value < low else if_high}")
 
-    first, later, learned = returns[: len(returns) // 10], returns[len(returns) // 2 :], True
-    if len(returns) >= ENOUGH:  # is the later half above the first tenth, by more than three standard errors?
-        error = (first.var() / len(first) + later.var() / len(later)) ** 0.5
-        learned = later.mean() - first.mean() > 3 * error
-    if not learned:  # a policy that has learned has moved, and may be sure of itself
-        check("losses/approx_kl", max, 1e-4, np.inf, f"the policy hardly moves: {MORE}", "")
+    parts, learned = np.array_split(returns, 10), True
+    if len(returns) >= ENOUGH:  # is the best part above the first, by more than three standard errors?
+        best = max(parts, key=np.mean)
+        error = (parts[0].var() / len(parts[0]) + best.var() / len(best)) ** 0.5
+        learned = best.mean() - parts[0].mean() > 3 * error
+    check("losses/approx_kl", max, 1e-5, np.inf, f"the policy hardly moves: {MORE}", "")
+    if not learned:  # a policy that has learned may be sure of itself
         check("losses/relative_entropy", min, 0.05, 0.95, SETTLED, f"it still acts at random: {MORE}")
         check("losses/policy_std", min, 0.05, np.inf, SETTLED, "")
     check("losses/approx_kl", np.median, 0, 0.05, "", LESS)
     check("losses/clipfrac", np.median, 0, 0.4, "", LESS)
     check("losses/policy_std", lambda parts: parts[-1], 0, 2, "", "actions are ever more random: lower --ent-coef")
-    check(VARIANCE, max, 0.1, 1, "values explain nothing: --no-clip-vloss, --norm-reward or a larger --vf-coef", "")
+    check(VARIANCE, max, 0.1, 1, "values explain nothing: --no-clip-vloss, --norm-reward, a larger --vf-coef", "")
     if not learned:
         change = "no clear rise since the start: see the other lines; if there are none, rewards may be too rare"
-        found.append(f"{RETURN} is {later.mean():.4g} (healthy: well above {first.mean():.4g}): {change}")
+        found.append(f"{RETURN} is {parts[-1].mean():.4g} (healthy: well above {parts[0].mean():.4g}): {change}")
     elif len(returns) >= ENOUGH:
-        parts = [x.mean() for x in np.array_split(returns, 10)]
-        least = parts[0] + (max(parts) - parts[0]) / 4
-        check(
-            RETURN,
-            lambda parts: parts[-1],
-            float(f"{least:.4g}"),
-            np.inf,
-            f"it has fallen from {max(parts):.4g}: {LESS}",
-            "",
-        )
+        low, fallen = (3 * parts[0].mean() + best.mean()) / 4, f"it has fallen from {best.mean():.4g}: {LESS}"
+        check(RETURN, lambda parts: parts[-1], low, np.inf, fallen, "")
     return found
 
 

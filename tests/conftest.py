@@ -10,9 +10,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before PyTorch is there, and for all 
 
 import gymnasium as gym
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+settings.register_profile("same every time", derandomize=True, deadline=None, database=None, max_examples=60)
+settings.load_profile("same every time")
 
 
 def pytest_addoption(parser):

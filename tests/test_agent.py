@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Discrete, MultiBinary, MultiDiscrete
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.distributions import Categorical
 
 import ppo
+import ppo_continuous
 import worlds
 from conftest import make_agent
 from ppo import Args, RunningMeanStd, train
@@ -154,17 +157,22 @@ def test_masks_of_a_real_environment(minibatches):
         assert masks[valid].gather(-1, batch["actions"][valid].unsqueeze(-1)).all()
 
 
-def test_running_statistics_are_those_of_all_data():
-    """However it is cut, also far from 0."""
-    rng = np.random.default_rng(0)
-    batches = [rng.normal(1000, 10, size=(n, 2)) for n in (1, 5, 1, 40, 0, 7)]
-    stats = RunningMeanStd((2,))
+@given(
+    st.lists(st.integers(0, 9), min_size=1, max_size=8),
+    st.floats(-1e3, 1e3),
+    st.floats(1e-1, 1e3),
+    st.integers(0, 2**32 - 1),
+)
+def test_running_statistics(sizes, mean, deviation, seed):
+    """Those of all data, however it is cut."""
+    rng = np.random.default_rng(seed)
+    batches = [rng.normal(mean, deviation, (size, 2)) for size in [2, *sizes]]
+    everything, stats = np.concatenate(batches), RunningMeanStd((2,))
     for batch in batches:
         stats.update(batch)
-    everything = np.concatenate(batches)
-    np.testing.assert_allclose(stats.mean, everything.mean(0), rtol=1e-6)
-    np.testing.assert_allclose(stats.var, everything.var(0), rtol=1e-4)
     assert stats.count.tolist() == [len(everything)] * 2
+    np.testing.assert_allclose(stats.mean, everything.mean(0), rtol=1e-5, atol=1e-5 * (abs(mean) + deviation))
+    np.testing.assert_allclose(stats.var, everything.var(0), rtol=1e-4, atol=1e-11 * mean**2)
 
 
 def test_observations_are_normalised_in_the_network():
@@ -217,43 +225,107 @@ def frozen(agent):
         layer.requires_grad_(False)
 
 
-FORKS = {
-    "none": (ppo.Agent, True),
-    "scaled inputs": (Scaled, False),
-    "another module": (fork(lambda agent: setattr(agent, "actor", Custom(4, 2))), False),
-    "LayerNorm": (fork(lambda agent: agent.actor.insert(1, nn.LayerNorm(64))), False),
-    "ReLU": (fork(lambda agent: agent.actor.__setitem__(1, nn.ReLU())), False),
-    "no bias": (fork(no_bias), False),
-    "a frozen part": (fork(frozen), True),
-    "a part that is not used yet": (fork(lambda agent: setattr(agent, "head", nn.Linear(4, 1))), True),
-    "a counter": (fork(lambda agent: setattr(agent, "counter", nn.Buffer(torch.zeros(())))), True),
-}
+class Gated(ppo.Agent):
+    """With a branch that counts for nothing at first."""
+
+    def __init__(self, envs, args):
+        super().__init__(envs, args)
+        self.gate, self.branch = nn.Parameter(torch.zeros(())), nn.Linear(4, 2)
+
+    def network(self, obs):
+        outputs, values = super().network(obs)
+        return outputs + self.gate * self.branch(obs), values
 
 
-@pytest.mark.parametrize("name", FORKS)
-def test_what_a_fork_writes_is_what_acts(name, monkeypatch):
-    """Also where it looks like the script's own network; the same in learning: the first ratios of an update are 1."""
-    (agent_class, in_numpy), kls, compute_gradient = FORKS[name], [], ppo.compute_gradient
+class Clamped(ppo.Agent):
+    """Sees nothing beyond what episodes begin with."""
+
+    def network(self, obs):
+        return super().network(obs.clamp(-0.5, 3))
+
+
+class Cooling(ppo.Agent):
+    """With a state of its own, which learning changes: a policy that becomes more random by the minibatch."""
+
+    def __init__(self, envs, args):
+        super().__init__(envs, args)
+        self.count = nn.Buffer(torch.zeros(()))
+
+    def forward(self, batch):
+        self.count += 1
+        return super().forward(batch)
+
+    def network(self, obs):
+        outputs, values = super().network(obs)
+        return outputs / (1 + self.count / 100), values
+
+
+once = pytest.mark.xfail(strict=True, reason="the NumPy form is compared on a run's first observations only")
+FORKS = [
+    pytest.param(ppo.Agent, True, set(), id="none"),
+    pytest.param(Scaled, False, set(), id="scaled inputs"),
+    pytest.param(fork(lambda agent: setattr(agent, "actor", Custom(4, 2))), False, set(), id="another module"),
+    pytest.param(fork(lambda agent: agent.actor.insert(1, nn.LayerNorm(64))), False, set(), id="LayerNorm"),
+    pytest.param(fork(lambda agent: agent.actor.__setitem__(1, nn.ReLU())), False, set(), id="ReLU"),
+    pytest.param(fork(no_bias), False, set(), id="no bias"),
+    pytest.param(fork(frozen), True, {"actor.0", "critic.0"}, id="a frozen part"),
+    pytest.param(fork(lambda agent: setattr(agent, "head", nn.Linear(4, 1))), True, {"head"}, id="not used yet"),
+    pytest.param(Gated, False, set(), id="a gate that opens", marks=once),
+    pytest.param(Clamped, False, set(), id="clamped inputs", marks=once),
+    pytest.param(Cooling, False, set(), id="a state", marks=once),
+]
+
+
+@pytest.mark.parametrize(("agent_class", "in_numpy", "resting"), FORKS)
+def test_what_a_fork_writes_is_what_acts(agent_class, in_numpy, resting, monkeypatch):
+    """In all iterations but one at most, and to learn from: ratios begin at 1, and all that is used and not frozen moves.
+
+    The ratios alone would not tell: old log-probabilities are the network's, whatever acted.
+    """
+    start, wrong, kls, compute_gradient = {}, [], [], ppo.compute_gradient
 
     def record(agent, params, batch, *args):
-        with torch.no_grad():
-            acted = torch.from_numpy(agent.policy(batch["obs"].numpy())).view(len(batch["obs"]), -1)
-            torch.testing.assert_close(acted, agent.network(batch["obs"])[0].view(len(acted), -1), atol=1e-4, rtol=1e-4)
+        start.update({} if start else {name: param.detach().clone() for name, param in agent.named_parameters()})
         gradient, diagnostics = compute_gradient(agent, params, batch, *args)
         kls.append((abs(diagnostics["old_approx_kl"].item()), diagnostics["clipfrac"].item()))
         return gradient, diagnostics
 
-    monkeypatch.setattr(ppo, "Agent", agent_class)
+    class Watched(agent_class):
+        def act(self, obs, *args, **kwargs):
+            with torch.no_grad():
+                expected = self.network(torch.from_numpy(obs))[0].numpy()
+            wrong.append(not np.allclose(self.policy(obs), expected, atol=1e-4, rtol=1e-3))
+            return super().act(obs, *args, **kwargs)
+
+    monkeypatch.setattr(ppo, "Agent", Watched)
     monkeypatch.setattr(ppo, "compute_gradient", record)
-    settings = {"num_steps": 16, "total_timesteps": 192, "norm_obs": name == "none", "learning_rate": 0.01}
-    result = train(Args(**settings))
-    agent = result["agent"]
+    agent = train(Args(total_timesteps=4096, norm_obs=agent_class is ppo.Agent, learning_rate=0.01))["agent"]
+    assert [i for i in range(8) if any(wrong[i * 128 : i * 128 + 128])][1:] == []
     assert (agent.policy == agent.numpy_policy) == in_numpy
-    assert all(kl < 1e-5 and clipfrac == 0 for kl, clipfrac in kls[::16])
-    assert len(kls) == 48 and max(kls)[0] > 1e-4
-    if name == "a counter":  # what the network needs is saved and comes back
-        agent.counter += 7
-        state = torch.load(result["run_dir"] / "checkpoint.pt", weights_only=True)
-        torch.save(state | {"agent": agent.state_dict()}, result["run_dir"] / "checkpoint.pt")
-        again = train(Args(resume=str(result["run_dir"]), total_timesteps=256))["agent"]
-        assert again.counter == 7
+    # The state of `Cooling` moves between the estimate and the first minibatch: its ratios are its own affair
+    assert agent_class is Cooling or all(kl < 1e-5 and clipfrac == 0 for kl, clipfrac in kls[::16])
+    assert max(kls)[0] > 1e-4
+    rests = {name for name, param in agent.named_parameters() if torch.equal(param, start[name])}
+    assert {name.rpartition(".")[0] for name in rests} == resting
+
+
+@pytest.mark.parametrize(("script", "num_envs"), [(ppo, 1), (ppo, 4), (ppo_continuous, 1), (ppo_continuous, 4)])
+def test_the_script_itself_acts_in_numpy(script, num_envs, monkeypatch):
+    """From the first step to the last, whatever the number of environments; no step in PyTorch."""
+    counts, policy, numpy_policy = [], script.Agent.policy, script.Agent.numpy_policy
+    monkeypatch.setattr(script.Agent, "policy", lambda agent, obs: counts.append(0) or policy(agent, obs))
+    monkeypatch.setattr(script.Agent, "numpy_policy", lambda agent, obs: counts.append(1) or numpy_policy(agent, obs))
+    env_id = "CartPole-v1" if script is ppo else "Pendulum-v1"
+    sizes = {"num_envs": num_envs, "num_steps": 128, "num_minibatches": 4, "total_timesteps": 128 * num_envs * 4}
+    agent = script.train(script.Args(env_id=env_id, norm_obs=True, learning_rate=0.01, **sizes))["agent"]
+    assert agent.policy == agent.numpy_policy
+    assert counts.count(1) >= 4 * 128 and counts.count(0) <= 4  # to compare
+
+
+def test_a_forks_state_is_saved_and_resumed(monkeypatch):
+    monkeypatch.setattr(ppo, "Agent", Cooling)
+    first = train(Args(total_timesteps=1024))
+    count = first["agent"].count.item()
+    assert count >= 2 * 16 and ppo.load_checkpoint(first["run_dir"])["agent"]["count"] == count
+    again = train(Args(resume=str(first["run_dir"]), total_timesteps=2048))["agent"]
+    assert again.count == 2 * count

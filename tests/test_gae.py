@@ -2,32 +2,42 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ppo import compute_gae
 from reference import advantage_by_definition
 
+fractions = st.floats(0, 1)
 
-@pytest.mark.parametrize(("gamma", "gae_lambda"), [(0.99, 0.95), (0.9, 0.5), (1.0, 1.0), (0.97, 0.0), (0.0, 0.7)])
-@pytest.mark.parametrize("seed", range(4))
-def test_is_the_sum_of_its_definition(gamma, gae_lambda, seed):
-    rng = np.random.default_rng(seed)
-    T, N = 23, 5
-    rewards, values = rng.normal(size=(T, N)), rng.normal(size=(T + 1, N))
-    terminated, truncated = rng.random((2, T, N)) < 0.15
-    terminated[-1, 0], truncated[-1, 1] = True, True  # ends on the last step of the rollout, too
-    ended = terminated | truncated
-    valid = np.vstack([np.ones((1, N), bool), ~ended[:-1]])
-    for t in range(T):  # a reset step ends nothing and pays nothing
+
+def ends_at_random(rng, T, N, probability):
+    """terminated, truncated and valid, (T, N) each, as next-step resets give them."""
+    terminated, truncated = rng.random((2, T, N)) < probability
+    valid = np.ones((T, N), bool)
+    for t in range(T):
+        if t:
+            valid[t] = ~(terminated | truncated)[t - 1]
         terminated[t] &= valid[t]
         truncated[t] &= valid[t]
-        if t + 1 < T:
-            valid[t + 1] = ~(terminated | truncated)[t]
-    rewards[~valid] = 0
-    advantages = compute_gae(rewards, values, terminated, truncated, gamma, gae_lambda)
-    assert 10 < (~valid).sum() < T * N / 2
-    for t, n in zip(*np.nonzero(valid), strict=True):
-        expected = advantage_by_definition(rewards, values, terminated, truncated, gamma, gae_lambda, t, n)
-        assert advantages[t, n] == pytest.approx(expected, abs=1e-10)
+    return terminated, truncated, valid
+
+
+@given(st.integers(1, 30), st.integers(1, 6), fractions, fractions, fractions, st.integers(0, 2**32 - 1))
+def test_is_the_sum_of_its_definition(T, N, gamma, gae_lambda, probability, seed):
+    """The sum that defines them, for every valid step; and nothing of the next episode."""
+    rng = np.random.default_rng(seed)
+    terminated, truncated, valid = ends_at_random(rng, T, N, probability)
+    rewards, values = rng.normal(size=(T, N)) * valid, rng.normal(size=(T + 1, N))
+    history = rewards, values, terminated, truncated, gamma, gae_lambda
+    advantages = compute_gae(*history)
+    for t, n in np.argwhere(valid):
+        assert advantages[t, n] == pytest.approx(advantage_by_definition(*history, t, n), abs=1e-9)
+    for t, n in np.argwhere(~valid):  # of an episode's first observation, only what follows may depend
+        other = rewards.copy()
+        other[t:, n] += 7
+        changed = compute_gae(other, *history[1:]) - advantages
+        assert not changed[:t][valid[:t]].any()
 
 
 def test_a_time_limit_bootstraps_and_an_end_does_not():

@@ -3,14 +3,13 @@
 import json
 import signal
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext
 from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import nn
 
 import ppo
 import worlds
@@ -71,11 +70,9 @@ class TestCollecting:
             steps_of_env, expected = 0, []
             for episode in range(100):
                 for step in range(2 + (episode + env) % 4 + 1):
-                    last = (
-                        step == 2 + (episode + env) % 4
-                    )  # the observation after the last step, where only resets happen
+                    resets = step == 2 + (episode + env) % 4  # with the observation after the last step
                     if steps_of_env < 40:
-                        expected.append((float(env), float(episode), float(step), not last))
+                        expected.append((float(env), float(episode), float(step), not resets))
                     steps_of_env += 1
             assert [sample for sample in samples if sample[0] == env] == expected
 
@@ -133,19 +130,6 @@ class TestCollecting:
         ends = [(e, env) for env in range(3) for e in range(100) if sum(3 + (k + env) % 4 for k in range(e + 1)) <= 41]
         assert len(result["episodes"]) == len(ends)
 
-    def test_ratios_are_1_in_the_first_minibatch_of_an_update(self, monkeypatch):
-        kls, ppo_loss = [], ppo.ppo_loss
-
-        def record(*args):
-            loss, diagnostics = ppo_loss(*args)
-            kls.append((diagnostics["old_approx_kl"].item(), diagnostics["clipfrac"].item()))
-            return loss, diagnostics
-
-        monkeypatch.setattr(ppo, "ppo_loss", record)
-        train(Args(total_timesteps=2048, learning_rate=0.01))
-        assert all(abs(kl) < 1e-6 and clipfrac == 0 for kl, clipfrac in kls[::16])
-        assert all(abs(kl) > 1e-4 for kl, _ in kls[8::16])
-
 
 class TestUpdating:
     def test_every_sample_once_an_epoch_in_a_new_order(self, monkeypatch, minibatches):
@@ -175,25 +159,18 @@ class TestUpdating:
                     assert known.setdefault(tuple(obs), sample) == sample
 
     @pytest.mark.parametrize("anneal", [True, False])
-    def test_annealing(self, anneal, minibatches):
+    def test_annealing(self, anneal, monkeypatch, minibatches):
         """Linear, by iterations: from the full value down to one iteration short of zero (details 4 and a)."""
         args = Args(total_timesteps=5200, learning_rate=0.01, anneal_lr=anneal, anneal_clip=anneal, clip_coef=0.3)
+        used, step = [], torch.optim.Adam.step
+        monkeypatch.setattr(
+            torch.optim.Adam, "step", lambda adam: used.append(adam.param_groups[0]["lr"]) or step(adam)
+        )
         rates = scalars(train(args))["charts/learning_rate"]
         remaining = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1] if anneal else [1.0] * 10
         assert list(rates) == list(range(512, 5121, 512))
-        assert list(rates.values()) == pytest.approx([0.01 * r for r in remaining])
+        assert list(rates.values()) == used[::16] == pytest.approx([0.01 * r for r in remaining])
         assert [clip for _, clip in minibatches[::16]] == pytest.approx([0.3 * r for r in remaining])
-
-    def test_adam_uses_the_annealed_rate(self, monkeypatch):
-        rates, step = [], torch.optim.Adam.step
-
-        def record(optimizer):
-            rates.append(optimizer.param_groups[0]["lr"])
-            return step(optimizer)
-
-        monkeypatch.setattr(torch.optim.Adam, "step", record)
-        train(Args(total_timesteps=640, num_steps=16))
-        assert rates[::16] == pytest.approx([2.5e-4 * (1 - i / 10) for i in range(10)])
 
     def test_adam_with_the_right_epsilon(self, monkeypatch):
         """A first Adam step is rate * g / (|g| + eps): half the rate for a gradient as small as 1e-5 (detail 3)."""
@@ -231,16 +208,6 @@ class TestReproducing:
         runs = [train(Args(seed=seed, total_timesteps=2048, learning_rate=0.0)) for seed in (1, 2)]
         assert not torch.equal(*(parameters(run) for run in runs))
         assert runs[0]["episodes"] != runs[1]["episodes"]
-
-    def test_other_seed_other_actions(self, monkeypatch, minibatches):
-        """With a policy that does not depend on the seed."""
-        monkeypatch.setattr(nn.init, "orthogonal_", lambda weight, gain: nn.init.zeros_(weight))
-        for seed in (1, 2):
-            train(Args(env_id="worlds:Probe4", seed=seed, total_timesteps=256, num_steps=64, learning_rate=0.0))
-        first, second = (torch.cat([batch["actions"] for batch, _ in minibatches[i : i + 4]]) for i in (0, 16))
-        assert first.float().mean() == pytest.approx(0.5, abs=0.15)
-        counts = [actions.sum().item() for actions in (first, second)]
-        assert counts[0] != counts[1]
 
     @pytest.mark.parametrize("vectorization", ["sync", "async", "vector_entry_point"])
     def test_environments_differ(self, vectorization, minibatches):
@@ -337,16 +304,24 @@ class TestProcess:
 
     @pytest.mark.parametrize("changes", [{}, {"num_minibatches": 3}, {"env_id": "worlds:RaisingAtReset"}])
     def test_everything_is_as_it_was(self, changes):
+        threads = torch.get_num_threads()
         torch.set_num_threads(2)
         before = torch.get_num_threads(), *map(signal.getsignal, (signal.SIGINT, signal.SIGTERM))
         during = []
-        with suppress(SystemExit, ValueError):
+        with pytest.raises((SystemExit, ValueError)) if changes else nullcontext():
             train(Args(**{"total_timesteps": 512} | changes))
         with ppo.process_settings():
             during = [torch.get_num_threads(), *map(signal.getsignal, (signal.SIGINT, signal.SIGTERM))]
         assert (torch.get_num_threads(), *map(signal.getsignal, (signal.SIGINT, signal.SIGTERM))) == before
         assert all(a != b for a, b in zip(before, during, strict=True))
-        torch.set_num_threads(1)
+        torch.set_num_threads(threads)
+
+    @pytest.mark.xfail(strict=True, reason="replace(saved[args], **args.given) puts the first values back")
+    def test_what_is_set_later_holds(self):
+        """A notebook changes arguments that it has."""
+        args = Args(total_timesteps=512)
+        args.total_timesteps = 1024
+        assert train(args)["global_step"] == 1024
 
     def test_in_another_thread(self):
         """Where no signal arrives."""
@@ -398,18 +373,19 @@ class TestLogging:
         assert logged["losses/relative_entropy"] == pytest.approx(logged["losses/entropy"] / most, rel=1e-4)
         assert 0.9 < logged["losses/relative_entropy"] <= 1.0001
 
-    def test_episode_metrics_only_when_episodes_end(self):
-        logged = scalars(train(Args(total_timesteps=64, num_steps=4, num_envs=4)))
-        assert set(logged["charts/episodic_return"]) < set(logged["charts/SPS"])
-
-    def test_episodic_return_is_the_mean_of_the_iteration(self):
-        result = train(Args(total_timesteps=512))
+    def test_episodes(self):
+        """Their means over an iteration, where some ended."""
+        result = train(Args(total_timesteps=512, num_steps=4, num_envs=4))
         logged = scalars(result)
-        assert logged["charts/episodic_return"][512] == pytest.approx(np.mean(result["episodes"], 0)[0])
-        assert logged["charts/episodic_length"][512] == pytest.approx(np.mean(result["episodes"], 0)[1])
+        assert set(logged["charts/episodic_return"]) < set(logged["charts/SPS"])
+        whole = train(Args(total_timesteps=512))
+        for name, mean in zip(("return", "length"), np.mean(whole["episodes"], 0), strict=True):
+            assert scalars(whole)[f"charts/episodic_{name}"][512] == pytest.approx(mean)
 
     def test_only_whole_iterations(self):
+        """Also with one environment."""
         assert train(Args(total_timesteps=1535))["global_step"] == 1024
+        assert train(Args(total_timesteps=255, num_envs=1))["global_step"] == 128
 
 
 class TestStopping:
@@ -447,9 +423,6 @@ class TestStopping:
         result = train(Args(env_id="worlds:Probe1", num_steps=1, num_minibatches=2, total_timesteps=40))
         assert result["global_step"] == 40
         assert np.mean(result["episodes"], 0).tolist() == [1.0, 1.0]
-
-    def test_one_environment(self):
-        assert train(Args(num_envs=1, total_timesteps=512))["global_step"] == 512
 
 
 def test_cartpole_is_solved():
