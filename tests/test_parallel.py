@@ -34,10 +34,10 @@ def launch(folder, script, *args):
         torchrun.terminate()  # which ends its processes too, by force after 30 seconds
         torchrun.wait()
         pytest.fail("two processes wait for each other")
-        return code, [
-            ((log / "stdout.log").read_text(), (log / "stderr.log").read_text())
-            for log in sorted(logs.glob("*/attempt_0/*"))
-        ]
+    return code, [
+        ((log / "stdout.log").read_text(), (log / "stderr.log").read_text())
+        for log in sorted(logs.glob("*/attempt_0/*"))
+    ]
 
 
 # What the two processes do
