@@ -278,7 +278,7 @@ FORKS = [
 
 @pytest.mark.parametrize(("agent_class", "in_numpy", "resting"), FORKS)
 def test_what_a_fork_writes_is_what_acts(agent_class, in_numpy, resting, monkeypatch):
-    """In all iterations but one at most, and to learn from: ratios begin at 1, and all that is used and not frozen moves.
+    """In all iterations but one at most, and to learn from: ratios begin at 1; what is used and not frozen moves.
 
     The ratios alone would not tell: old log-probabilities are the network's, whatever acted.
     """
