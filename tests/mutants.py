@@ -231,12 +231,12 @@ compared on zeros | ppo | a changed network acts as it learns | agent train
 the NumPy policy does not normalise | vectors | detail 28: in acting, too | agent continuous
 - x = ((x - self.obs_stats.mean.numpy()) / np.sqrt(self.obs_stats.var.numpy() + 1e-8)).clip(-10, 10)
 + pass
-the acting policy is old | vectors | the newest policy acts | train continuous
+the acting policy is old | vectors | the newest policy acts | train::TestCollecting continuous::TestActions
 - agent.layers = [[x.detach().numpy() for x
 + agent.layers = [[x.detach().numpy().copy() for x
 
 # Collecting
-every rollout begins with a reset | ppo | detail 1: rollouts cross episode borders | train
+every rollout begins with a reset | ppo | detail 1: rollouts cross episode borders | train::TestCollecting
 -         obs[0], masks[0] = obs[T], masks[T]
 +         obs[T], info = envs.reset()
 +         obs[0], masks[0] = obs[T], masks[T]
@@ -253,34 +253,34 @@ valid resets | all | training on reset steps | reference
 ends forgotten between rollouts | all | `valid` is carried over from the previous rollout | reference
 - noise, finished = agent.noise(T, N), []
 + noise, finished, ended = agent.noise(T, N), [], np.zeros(N, bool)
-other autoresets are accepted | ppo | environments that reset in another way are refused | command_line
+other autoresets are accepted | ppo | environments that reset in another way are refused | command_line::test_a_mistake_gets_one_line_and_leaves_nothing
 - if envs.metadata.get("autoreset_mode") is not gym.vector.AutoresetMode.NEXT_STEP:
 + if False:
-every episode has the length of the first | ppo | lengths of episodes | train
+every episode has the length of the first | ppo | lengths of episodes | train::TestCollecting
 - episode[:, ended] = discounted_return[ended] = 0
 + episode[0, ended] = discounted_return[ended] = 0
-returns add up over episodes | ppo | returns of episodes | train
+returns add up over episodes | ppo | returns of episodes | train::TestCollecting
 - episode[:, ended] = discounted_return[ended] = 0
 + episode[1, ended] = discounted_return[ended] = 0
-reset steps lengthen episodes | ppo | lengths of episodes | train
+reset steps lengthen episodes | ppo | lengths of episodes | train::TestCollecting
 - episode += reward, valid[t]
 + episode += reward, np.ones(N)
-reported returns are scaled | vectors | reported return clipped or scaled | train continuous
+reported returns are scaled | vectors | reported return clipped or scaled | train::TestNormalising continuous::TestActions
 - episode += reward, valid[t]
 + episode += reward / (agent.return_stats.var.item() + 1e-8) ** 0.5, valid[t]
-equal environments | ppo | two environments with the same seed | train
+equal environments | ppo | two environments with the same seed | train::TestReproducing
 - envs.reset(seed=env_seed)
 + envs.reset(seed=[env_seed] * N)
-noise of one environment | vectors | environments explore independently | train continuous
+noise of one environment | ppo | environments explore independently | train::TestNoise
 - noise, finished = agent.noise(T, N), []
 + noise, finished = np.repeat(agent.noise(T, 1), N, axis=1), []
-noise of one step | vectors | steps explore independently | train continuous
+noise of one step | ppo | steps explore independently | train::TestNoise
 - noise, finished = agent.noise(T, N), []
 + noise, finished = np.repeat(agent.noise(1, N), T, axis=0), []
-noise of one iteration | ppo | iterations explore independently, also after resuming | train checkpoint
+noise of one iteration | ppo | iterations explore independently, also after resuming | train::TestNoise
 - manual_seed(hash((args.seed, global_step, RANK)))
 + manual_seed(hash((args.seed, 0, RANK)))
-noise of one seed | ppo | another seed explores otherwise | train
+noise of one seed | ppo | another seed explores otherwise | train::TestReproducing
 - manual_seed(hash((args.seed, global_step, RANK)))
 + manual_seed(hash((global_step, RANK)))
 
@@ -288,24 +288,24 @@ noise of one seed | ppo | another seed explores otherwise | train
 not shuffled | all | detail 6: minibatch indices not shuffled | reference
 - in torch.randperm(T * N)
 + in torch.arange(T * N)
-the same order in every epoch | ppo | detail 6: the same in every epoch | train
+the same order in every epoch | ppo | detail 6: the same in every epoch | train::TestUpdating
 - in torch.randperm(T * N)
 + in torch.randperm(T * N, generator=torch.Generator().manual_seed(global_step))
-drawn with replacement | ppo | detail 6: some samples never visited | train
+drawn with replacement | ppo | detail 6: some samples never visited | train::TestUpdating
 - in torch.randperm(T * N)
 + in torch.randint(T * N, (T * N,))
-a minibatch left out | ppo | detail 6: some samples never visited | train
+a minibatch left out | ppo | detail 6: some samples never visited | train::TestUpdating
 - .view(args.num_minibatches, -1):
 + .view(args.num_minibatches, -1)[1:]:
 samples mixed up | all | observations of other samples | reference
 - x.index_select(0, indices) for
 + x.index_select(0, indices.sort()[0] if name == "obs" else indices) for
-old log-probabilities of every epoch | ppo | old log-probabilities recomputed with the new policy | train
+old log-probabilities of every epoch | ppo | old log-probabilities recomputed with the new policy | train::TestUpdating
 -             for indices in
 +             with torch.no_grad():
 +                 batch["logprobs"] = agent(batch)[0]
 +             for indices in
-advantages of every epoch | ppo | advantages recomputed inside the epochs | train
+advantages of every epoch | ppo | advantages recomputed inside the epochs | train::TestUpdating
 -             for indices in
 +             with torch.no_grad():
 +                 batch["advantages"] = batch["returns"] - agent(batch)[2]
@@ -313,19 +313,19 @@ advantages of every epoch | ppo | advantages recomputed inside the epochs | trai
 Adam's eps 1e-8 | all | detail 3 | reference
 - eps=1e-5
 + eps=1e-8
-the learning rate stays | ppo | detail 4 | train
+the learning rate stays | ppo | detail 4 | train::TestUpdating
 - (left if args.anneal_lr else 1)
 + 1
-annealed by the wrong counter | ppo | detail 4: learning rate annealed by the wrong counter | train
+annealed by the wrong counter | ppo | detail 4: learning rate annealed by the wrong counter | train::TestUpdating
 - left = 1 - global_step / total_steps
 + left = 1 - global_step / args.num_envs / total_steps
 annealed one iteration early | all | detail 4: from the full rate | reference
 - left = 1 - global_step / total_steps
 + left = 1 - (global_step + batch_size) / total_steps
-the clip range stays | ppo | detail a | train
+the clip range stays | ppo | detail a | train::TestUpdating
 - (left if args.anneal_clip else 1)
 + 1
-no target KL | ppo | detail c | train
+no target KL | ppo | detail c | train::TestUpdating
 -                 break
 +                 pass
 the KL of all epochs | ppo | detail c: of the latest epoch | reference
@@ -334,13 +334,13 @@ the KL of all epochs | ppo | detail c: of the latest epoch | reference
 the noisy KL ends epochs | ppo | detail c | reference
 - [*losses].index("approx_kl")
 + [*losses].index("old_approx_kl")
-the policy loss ends epochs | ppo | detail c | train reference
+the policy loss ends epochs | ppo | detail c | train::TestUpdating reference
 - [*losses].index("approx_kl")
 + 0
-steps of one environment | ppo | the x-axis counts steps over all environments | train
+steps of one environment | ppo | the x-axis counts steps over all environments | train::TestLogging
 -         global_step += batch_size
 +         global_step += T
-part of an iteration | ppo | only whole iterations are run | train
+part of an iteration | ppo | only whole iterations are run | train::TestLogging
 - (args.total_timesteps - global_step) // batch_size * batch_size
 + -((global_step - args.total_timesteps) // batch_size) * batch_size
 
@@ -376,7 +376,7 @@ statistics change before the estimate | vectors | the policy that learns is the 
 squares not shifted | vectors | detail 28: around the mean of all data | agent reference
 - / (count + new) - shift**2)
 + / (count + new))
-observations not clipped | vectors | detail 29 | train continuous
+observations not clipped | ppo | detail 29 | agent
 - + 1e-8).sqrt()).clamp(-10, 10)
 + + 1e-8).sqrt())
 variance for deviation | continuous | detail 28: the standard deviation | reference
@@ -388,7 +388,7 @@ rewards centred | vectors | detail 30: reward scaling that subtracts the mean | 
 rewards by the variance | ppo | detail 30: the standard deviation | reference
 - (agent.return_stats.var.item() + 1e-8) ** 0.5)
 + (agent.return_stats.var.item() + 1e-8))
-rewards not clipped | vectors | detail 31 | train continuous
+rewards not clipped | vectors | detail 31 | train::TestNormalising continuous::TestNormalising
 - + 1e-8) ** 0.5).clip(-10, 10)
 + + 1e-8) ** 0.5)
 the deviation of rewards | continuous | detail 30: of the discounted return | reference
@@ -408,19 +408,19 @@ the return's statistics come late | vectors | rewards in units of all returns up
 +         agent.return_stats.update(discounted_returns[valid])
 
 # Continuous actions
-uniform noise | continuous | detail 23: Gaussian | continuous
+uniform noise | continuous | detail 23: Gaussian | continuous::TestPolicy
 - torch.randn(*shape, len(self.log_std)).numpy()
 + torch.empty(*shape, len(self.log_std)).uniform_(-1.732, 1.732).numpy()
-the mean acts | continuous | taking the best action instead of sampling | continuous
+the mean acts | continuous | taking the best action instead of sampling | continuous::TestPolicy
 - (0 if greedy else noise *
 + (0 if True else noise *
-standard deviation for its logarithm | continuous | detail 24: standard deviation instead of its logarithm | continuous
+standard deviation for its logarithm | continuous | detail 24: standard deviation instead of its logarithm | continuous::TestPolicy
 - (batch["actions"] - outputs) / self.log_std.exp()
 + (batch["actions"] - outputs) / (1 + self.log_std)
-deviations begin at 1/e | continuous | detail 24: starting at 0 | continuous
+deviations begin at 1/e | continuous | detail 24: starting at 0 | continuous::TestPolicy
 - nn.Parameter(torch.zeros(outputs))
 + nn.Parameter(-torch.ones(outputs))
-deviations are not learned | continuous | detail 24: learned | continuous
+deviations are not learned | continuous | detail 24: learned | continuous::TestPolicy
 - nn.Parameter(torch.zeros(outputs))
 + nn.Parameter(torch.zeros(outputs), requires_grad=False)
 one deviation for all components | continuous | detail 24: one for each action dimension | reference
@@ -435,11 +435,11 @@ density without its width | continuous | detail 23: the density's normalisation 
 entropy of one component | continuous | detail 25: entropies summed | reference
 - np.log(2 * np.pi * np.e)).sum()
 + np.log(2 * np.pi * np.e)).mean()
-clipped actions are stored | continuous | detail 27: action clipped before its log-probability is stored | reference
+clipped actions are stored | continuous | detail 27: action clipped before its log-probability is stored | continuous::TestActions
 - actions[t] = agent.act(obs[t], noise[t])
 + box = envs.single_action_space
 +             actions[t] = agent.act(obs[t], noise[t]).clip(box.low.ravel(), box.high.ravel())
-unclipped actions are taken | continuous | detail 27 | continuous
+unclipped actions are taken | continuous | detail 27 | continuous::TestPolicy
 - .clip(b.low, b.high)
 +
 
@@ -510,232 +510,229 @@ actions are repeated | atari | `repeat_action_probability` | atari::TestPreproce
 + film["repeat_action_probability"] = 0.25
 
 # Metrics, and when to stop
-losses of the first minibatch | ppo | losses are means over all minibatches | train
+losses of the first minibatch | ppo | losses are means over all minibatches | train::TestLogging
 - torch.stack(diagnostics).mean(0).tolist()
 + diagnostics[0].tolist()
-losses of the last minibatch | ppo | losses are means over all minibatches | train
+losses of the last minibatch | ppo | losses are means over all minibatches | train::TestLogging
 - torch.stack(diagnostics).mean(0).tolist()
 + diagnostics[-1].tolist()
 metrics under each other's names | all | all numbers are read from the device at once | reference
 - zip(losses, means, strict=True)
 + zip(losses, means[::-1], strict=True)
-explained is unexplained | ppo | detail 12: explained variance | train
+explained is unexplained | ppo | detail 12: explained variance | train::TestLogging
 - "explained_variance": 1 - unexplained
 + "explained_variance": unexplained
-reset steps in the explained variance | ppo | invalid samples count in no metric | train
+reset steps in the explained variance | ppo | invalid samples count in no metric | train::TestLogging
 - advantages[valid].var() / max(returns[valid].var(), 1e-8)
 + advantages.var() / max(returns.var(), 1e-8)
-reset steps in the mean advantage | ppo | invalid samples count in no metric | train
+reset steps in the mean advantage | ppo | invalid samples count in no metric | train::TestLogging
 - "advantage_mean": advantages[valid].mean()
 + "advantage_mean": advantages.mean()
-entropy without masks | ppo | the entropy is relative to the allowed choices | train
+entropy without masks | ppo | the entropy is relative to the allowed choices | train::TestLogging
 - np.log(masks[:T][valid].sum(-1))
 + np.log(agent.exists[None].sum(-1))
-the episodes of all iterations | ppo | the return of an iteration is that of its episodes | train
+the episodes of all iterations | ppo | the return of an iteration is that of its episodes | train::TestLogging
 - np.mean(finished, axis=0)
 + np.mean(episodes + finished, axis=0)
-speed counts earlier sessions | ppo | steps per second of this session | checkpoint
+speed counts earlier sessions | ppo | steps per second of this session | checkpoint::TestResuming
 - (global_step - saved["global_step"]) / (time
 + global_step / (time
-the first 100 episodes | ppo | the mean return is of the last 100 episodes | train
+the first 100 episodes | ppo | the mean return is of the last 100 episodes | train::TestStopping
 - (episodes + finished)[-100:]
 + (episodes + finished)[:100]
-a return of few episodes | ppo | `stop_return` needs 100 episodes | train
+a return of few episodes | ppo | `stop_return` needs 100 episodes | train::TestStopping
 - len(episodes) == 100 and mean_return
 + mean_return
-no stop at the wanted return | ppo | `stop_return` | train
+no stop at the wanted return | ppo | `stop_return` | train::TestStopping
 - done = solved or stops
 + done = stops
-not finite, and goes on | ppo | training that turns non-finite stops | train
+not finite, and goes on | ppo | training that turns non-finite stops | train::TestStopping
 - if not np.isfinite(x)]
 + if False]
-mistakes are not looked for | ppo | a mistake gets one line, before anything is written | command_line
+mistakes are not looked for | ppo | a mistake gets one line, before anything is written | command_line::test_a_mistake_gets_one_line_and_leaves_nothing
 -     check_args(args)
 +     pass
 
 # Checkpoints and evaluation
-two runs share a folder | ppo | two runs never share a folder | train
+two runs share a folder | ppo | two runs never share a folder | train::TestReproducing
 - .exists() and args.resume is None:
 + is None:
 - exist_ok=args.resume is not None
 + exist_ok=True
-slashes in folder names | ppo | slashes and colons in environment ids are made safe | command_line
+slashes in folder names | ppo | slashes and colons in environment ids are made safe | command_line::test_an_environment_from_the_current_folder
 - .replace("/", "_").replace(":", "_")
 +
-no checkpoint until the end | ppo | no checkpoint until hours into a run | checkpoint
+no checkpoint until the end | ppo | no checkpoint until hours into a run | checkpoint::TestResuming::test_how_often_to_save
 - if done or time.time() - saved_time >= args.save_interval:
 + if done:
-a checkpoint at every iteration | ppo | `save_interval` | checkpoint
+a checkpoint at every iteration | ppo | `save_interval` | checkpoint::TestResuming::test_how_often_to_save
 - saved_time = time.time()
 + pass
-written in place | ppo | a kill at any instant leaves a complete checkpoint | checkpoint
+written in place | ppo | a kill at any instant leaves a complete checkpoint | checkpoint::TestKilling::test_in_the_middle_of_a_save
 - open(run_dir / "checkpoint.tmp", "wb")
 + open(run_dir / "checkpoint.pt", "wb")
 - os.replace(run_dir / "checkpoint.tmp", run_dir / "checkpoint.pt")
 + pass
-not flushed to disk | ppo | a checkpoint is on disk before it takes the old one's place | checkpoint
+not flushed to disk | ppo | a checkpoint is on disk before it takes the old one's place | checkpoint::TestKilling::test_in_the_middle_of_a_save
 - os.fsync(file.fileno())
 + pass
-checkpoints may run code | ppo | a checkpoint from a stranger can't run code | checkpoint
+checkpoints may run code | ppo | a checkpoint from a stranger can't run code | checkpoint::TestForeignFiles
 - weights_only=True
 + weights_only=False
-parameters are not restored | ppo | a run goes on | checkpoint
+parameters are not restored | ppo | a run goes on | checkpoint::TestResuming
 - load_checkpoint(args.resume, **stateful)
 + load_checkpoint(args.resume, optimizer=optimizer)
-Adam forgets | ppo | a checkpoint holds the optimizer | checkpoint
+Adam forgets | ppo | a checkpoint holds the optimizer | checkpoint::TestResuming
 - load_checkpoint(args.resume, **stateful)
 + load_checkpoint(args.resume, agent=agent)
-schedules begin anew | ppo | resuming with the learning rate of a new run | checkpoint
+schedules begin anew | ppo | resuming with the learning rate of a new run | checkpoint::TestResuming
 - left = 1 - global_step / total_steps
 + left = 1 - (global_step - saved["global_step"]) / total_steps
-counters begin anew | ppo | resuming with the counters of a new run | checkpoint
+counters begin anew | ppo | resuming with the counters of a new run | checkpoint::TestResuming
 - global_step, episodes = saved["global_step"], saved["episodes"]
 + global_step, episodes = 0, saved["episodes"]
-episodes are forgotten | ppo | resuming with the counters of a new run | checkpoint
+episodes are forgotten | ppo | resuming with the counters of a new run | checkpoint::TestResuming
 - global_step, episodes = saved["global_step"], saved["episodes"]
 + global_step, episodes = saved["global_step"], []
-numbers go on by themselves | ppo | a resumed run draws what it would have drawn | checkpoint parallel
+numbers go on by themselves | ppo | a resumed run draws what it would have drawn | checkpoint::TestResuming
 - torch.default_generator.manual_seed(hash((args.seed, global_step, RANK)))
 + pass
-statistics are lost | vectors | normalisation statistics lost in a checkpoint | checkpoint continuous
+statistics are lost | vectors | normalisation statistics lost in a checkpoint | checkpoint::TestResuming
 - nn.Buffer(torch.zeros(shape)), nn.Buffer(torch.ones(shape))
 + (nn.Buffer(x, persistent=False) for x in (torch.zeros(shape), torch.ones(shape)))
-default arguments are saved | ppo | a checkpoint holds the arguments | checkpoint
+default arguments are saved | ppo | a checkpoint holds the arguments | checkpoint::TestResuming
 - "args": asdict(replace(args, resume=None))
 + "args": asdict(Args())
-given arguments are ignored | ppo | what is given to a resumed run holds | checkpoint
+given arguments are ignored | ppo | what is given to a resumed run holds | checkpoint::TestResuming::test_what_is_given_holds_and_the_rest_is_as_saved
 - args = replace(saved["args"], **args.given)
 + args = replace(saved["args"], resume=args.resume)
-defaults win | ppo | what is not given to a resumed run is as it was | checkpoint
+defaults win | ppo | what is not given to a resumed run is as it was | checkpoint::TestResuming::test_what_is_given_holds_and_the_rest_is_as_saved
 - args = replace(saved["args"], **args.given)
 + pass
-defaults win on the command line | ppo | what is not given to a resumed run is as it was | checkpoint
+defaults win on the command line | ppo | what is not given to a resumed run is as it was | checkpoint::TestResuming::test_what_is_given_holds_and_the_rest_is_as_saved
 - args = tyro.cli(Args, default=load_checkpoint(args.resume or args.evaluate)["args"])
 + pass
-a new folder after resuming | ppo | a run goes on in its folder | checkpoint
+a new folder after resuming | ppo | a run goes on in its folder | checkpoint::TestResuming
 - Path(args.resume or f"runs/
 + Path(f"runs/
-the same episodes after resuming | ppo | resumed environments have seeds of their own | checkpoint
+the same episodes after resuming | ppo | resumed environments have seeds of their own | checkpoint::TestResuming
 - env_seed = hash((args.seed, global_step, RANK))
 + env_seed = hash((args.seed, 0, RANK))
-points twice | ppo | curves without a gap or a doubled point | checkpoint
+points twice | ppo | curves without a gap or a doubled point | checkpoint::TestResuming
 - purge_step=global_step + 1 if args.resume else None
 + purge_step=None
-curves behind the checkpoint | ppo | curves without a gap | checkpoint
+curves behind the checkpoint | ppo | curves without a gap | checkpoint::TestResuming::test_how_often_to_save
 - writer.flush()  #
 + pass  #
-evaluation takes the best action | ppo | actions are sampled in evaluation as in training | checkpoint
+evaluation takes the best action | ppo | actions are sampled in evaluation as in training | checkpoint::TestEvaluating
 - greedy=args.eval_greedy
 + greedy=True
-evaluation is never greedy | vectors | `eval_greedy` | checkpoint continuous
+evaluation is never greedy | vectors | `eval_greedy` | checkpoint::TestEvaluating continuous::test_evaluation_plays_the_deviation_that_was_learned
 - greedy=args.eval_greedy
 + greedy=False
-evaluation changes statistics | vectors | normalisation statistics updated in evaluation | checkpoint continuous
+evaluation changes statistics | vectors | normalisation statistics updated in evaluation | checkpoint::TestEvaluating continuous::TestNormalising
 -             obs, reward, terminated, truncated, info = envs.step(actions)
 +             obs, reward, terminated, truncated, info = envs.step(actions)
 +             agent.obs_stats.update(obs)
-evaluation adds up returns | ppo | reported returns are those of one episode | checkpoint
+evaluation adds up returns | ppo | reported returns are those of one episode | checkpoint::TestEvaluating
 -         ended, episode_return, length = np.zeros(1, bool), 0.0, 0
 +         ended, episode_return, length = np.zeros(1, bool), results[-1][0] if results else 0.0, 0
-evaluation repeats an episode | ppo | each episode starts elsewhere | checkpoint
+evaluation repeats an episode | ppo | each episode starts elsewhere | checkpoint::TestEvaluating
 - seed=None if episode else args.seed % 2**31
 + seed=args.seed % 2**31
-cut off episodes count | ppo | returns are those of whole episodes | checkpoint watching
+cut off episodes count | ppo | returns are those of whole episodes | checkpoint::TestEvaluating watching::TestVideos
 - results += [(episode_return, length)] if ended else []
 + results += [(episode_return, length)]
-no spread of returns | ppo | evaluation prints mean and spread | checkpoint
+no spread of returns | ppo | evaluation prints mean and spread | checkpoint::TestEvaluating
 - {np.std(results, axis=0)[0]:.2f}
 + 0.00
-Ctrl-C is a success | ppo | Ctrl-C and SIGTERM exit with 130 and 143 | checkpoint
+Ctrl-C is a success | ppo | Ctrl-C and SIGTERM exit with 130 and 143 | checkpoint::TestKilling::test_signals_save_and_say_how_to_go_on
 - "exit_code": 128 + stops[0] if stops and RANK == 0 else 0
 + "exit_code": 0
-SIGTERM ends at once | ppo | Ctrl-C and SIGTERM save and end | checkpoint
+SIGTERM ends at once | ppo | Ctrl-C and SIGTERM save and end | checkpoint::TestKilling::test_signals_save_and_say_how_to_go_on
 - for x in (signal.SIGINT, signal.SIGTERM)}
 + for x in (signal.SIGINT,)}
-signals are not heard | ppo | Ctrl-C and SIGTERM save and end | checkpoint
+signals are not heard | ppo | Ctrl-C and SIGTERM save and end | checkpoint::TestKilling::test_signals_save_and_say_how_to_go_on
 - done = solved or stops or
 + done = solved or
-signals stay caught | ppo | after training, the process is as it was | checkpoint train
+signals stay caught | ppo | after training, the process is as it was | train::TestProcess
 - signal.signal(number, handler)
 + pass
-one thread for good | ppo | after training, the process is as it was | checkpoint train
+one thread for good | ppo | after training, the process is as it was | train::TestProcess
 - torch.set_num_threads(threads)
 + pass
-deterministic for good | ppo | after training, the process is as it was | checkpoint train gpu
+deterministic for good | ppo | after training, the process is as it was | train::TestProcess
 - torch.use_deterministic_algorithms(deterministic)
 + pass
-one stop for good | ppo | after training, the process is as it was | checkpoint train
+one stop for good | ppo | after training, the process is as it was | train::TestProcess
 - stop_signals.clear()
 + pass
-after an error, nothing is as it was | ppo | after training, the process is as it was | checkpoint train
+after an error, nothing is as it was | ppo | after training, the process is as it was | train::TestProcess
 -     finally:
 +     except ZeroDivisionError:
 +         raise
 +     else:
 
 # Several processes
-gradients of one process | ppo | detail b | parallel
+gradients of one process | ppo | detail b | parallel::TestNumbers
 - gradient = all_mean(torch.cat(
 + gradient = (torch.cat(
-gradients are summed | ppo | detail b: averaged | parallel
+gradients are summed | ppo | detail b: averaged | parallel::TestNumbers
 - gradient = all_mean(torch.cat(
 + gradient = WORLD_SIZE * all_mean(torch.cat(
-clipped before averaging | ppo | detail b, and 11 after it | parallel
+clipped before averaging | ppo | detail b, and 11 after it | parallel::TestNumbers
 - gradient = all_mean(torch.cat(
 + gradient = (torch.cat(
 - return gradient * (args.max_grad_norm / (diagnostics["grad_norm"] + 1e-6)).clamp(max=1), diagnostics
 + return all_mean(gradient * (args.max_grad_norm / (gradient.norm() + 1e-6)).clamp(max=1)), diagnostics
-a sum for the mean | ppo | detail b: averaged | parallel
+a sum for the mean | ppo | detail b: averaged | parallel::TestNumbers
 - else x / WORLD_SIZE
 + else x
-each its own target KL | ppo | detail c: all processes end their epochs together | parallel
+each its own target KL | ppo | detail c: all processes end their epochs together | parallel::TestNumbers
 - all_mean(approx_kl) > args.target_kl
 + approx_kl > args.target_kl
-other parameters in each process | ppo | parameters stay bit-equal across processes | parallel
+other parameters in each process | ppo | parameters stay bit-equal across processes | parallel::TestNumbers
 - torch.manual_seed(args.seed)  #
 + torch.manual_seed(args.seed + RANK)  #
-the same environments in each process | ppo | two environments with the same seed | parallel
+the same environments in each process | ppo | two environments with the same seed | parallel::TestNumbers
 - env_seed = hash((args.seed, global_step, RANK))
 + env_seed = hash((args.seed, global_step))
-the same noise in each process | ppo | processes explore independently | parallel
+the same noise in each process | ppo | processes explore independently | parallel::TestNumbers
 - manual_seed(hash((args.seed, global_step, RANK)))
 + manual_seed(hash((args.seed, global_step)))
-all environments in each process | ppo | each process owns num_envs / world_size environments | parallel
+all environments in each process | ppo | each process owns num_envs / world_size environments | parallel::TestNumbers
 - N, batch_size = args.num_steps, args.num_envs // WORLD_SIZE
 + N, batch_size = args.num_steps, args.num_envs
-statistics of one process | ppo | statistics are those of all processes | parallel
+statistics of one process | ppo | statistics are those of all processes | parallel::TestNumbers
 - WORLD_SIZE * all_mean(torch.stack([x**0, x, x**2]).sum(1))
 + torch.stack([x**0, x, x**2]).sum(1)
-metrics of one process | ppo | metrics are those of all processes | parallel
+metrics of one process | ppo | metrics are those of all processes | parallel::TestNumbers
 - means = all_mean(torch.tensor(
 + means = (torch.tensor(
-episodes of one process | ppo | metrics are those of all processes | parallel
+episodes of one process | ppo | metrics are those of all processes | parallel::TestNumbers
 - dist.all_gather_object(gathered, gathered[0])
 + pass
-every process writes | ppo | process 0 alone logs, saves and prints | parallel
+every process writes | ppo | process 0 alone logs, saves and prints | parallel::test_process_0_alone_prints_and_writes
 - if RANK == 0:  # which alone
 + if True:  # which alone
 
 # Watching, and devices
-a film of every iteration | ppo | films at the start and at each tenth | watching
+a film of every iteration | ppo | films at the start and at each tenth | watching::TestVideos
 - global_step * 10 // total_steps > filmed:
 + True:
-films without end | ppo | a film has 2,000 steps at most | watching
+films without end | ppo | a film has 2,000 steps at most | watching::TestVideos
 - folder, max_length=2000)
 + folder)
-filming once, filming always | ppo | a run that was filmed evaluates without | watching
+filming once, filming always | ppo | a run that was filmed evaluates without | watching::TestVideos
 - if given.capture_video else None
 + if args.capture_video else None
-curves only in TensorBoard | ppo | W&B gets the curves, too | watching
+curves only in TensorBoard | ppo | W&B gets the curves, too | watching::TestTracking
 - sync_tensorboard=True
 + sync_tensorboard=False
 the seed of EnvPool stays | continuous | EnvPool's episodes differ in resumed runs, too | envpool
 - make_envs(replace(args, seed=env_seed), N)
 + make_envs(args, N)
-one GPU for all processes | ppo | each process has its own device | gpu
-- torch.cuda.set_device(device)
-+ pass
-CUDA against --no-cuda | ppo | `--no-cuda` wins | command_line gpu
+CUDA against --no-cuda | ppo | `--no-cuda` wins | command_line::test_no_cuda_wins
 - if args.cuda and args.device == "cuda" else "cpu")
 + if args.device == "cuda" else "cpu")
 compiled anew for each clip range | all | compiled code does not depend on numbers that change | loss gpu

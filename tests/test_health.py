@@ -64,6 +64,10 @@ def test_solved(look):
         {"losses/approx_kl": 0.03 + 0.01 * NOISE, "losses/clipfrac": 0.32 + 0.1 * NOISE},  # as Walker2d's, fast recipe
         {"losses/approx_kl": np.where(PROGRESS == 0.0, 9.0, 3e-4)},  # a spike in one iteration
         {"losses/policy_std": 1 - 0.9 * PROGRESS},
+        {  # solved at once, but for a slip now and then: hardly any returns vary
+            "charts/episodic_return": np.where(PROGRESS < 0.03, 20, 500 - 4 * (NOISE > 1)),
+            "losses/explained_variance": np.full(ITERATIONS, -1.2),
+        },
         {"losses/explained_variance": np.where(PROGRESS < 0.58, 0.8 * PROGRESS, np.nan)},  # as CleanRL logs it
         {"charts/episodic_return": np.repeat(GOOD["charts/episodic_return"], 5)},  # many points, one an episode
         {"charts/episodic_return": GOOD["charts/episodic_return"] - 1000},
@@ -87,6 +91,13 @@ def test_good(look, change):
             "-0.09",
             "0.1 to 1",
             "--no-clip-vloss, --norm-reward",
+        ),
+        (
+            {"losses/approx_kl": np.where(PROGRESS > 0.95, np.inf, GOOD["losses/approx_kl"])},
+            "losses/approx_kl",
+            "inf",
+            "a number",
+            "lower --learning-rate",
         ),
         ({"losses/policy_std": 1 + 3 * PROGRESS}, "losses/policy_std", "3.9", "0 to 2", "lower --ent-coef"),
         ({"losses/value_loss": np.where(PROGRESS > 0.9, np.nan, 1)}, "losses/value_loss", "nan", "a number", "lower"),
@@ -155,6 +166,15 @@ def test_unreadable(monkeypatch, capsys):
     exit_code, lines, errors = report(monkeypatch, capsys, "none", "good", "file", "empty", "other")
     assert exit_code == 2 and lines == ["good: healthy (100 iterations)"]
     assert [line.split(":")[:2] for line in errors] == [["error", f" {x}"] for x in ("none", "file", "empty", "other")]
+
+
+def test_several(monkeypatch, capsys):
+    """One unhealthy run of several is enough for exit code 1, and one that can't be read for 2."""
+    write("good", GOOD)
+    write("bad", GOOD | {"losses/approx_kl": 0.1 + 0 * PROGRESS})
+    exit_code, lines, _ = report(monkeypatch, capsys, "bad", "good")
+    assert exit_code == 1 and [line[:8] for line in lines] == ["bad: 1 t", "  losses", "good: he"]
+    assert report(monkeypatch, capsys, "none", "bad")[0] == 2
 
 
 def test_cut_short(monkeypatch, capsys):
