@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (a planted bug is told in one line)
 """Bugs to plant, one at a time: each must make a test fail (`run_mutants.py`).
 
 Each begins with a line of four parts: its name | the scripts that get it | what it breaks | tests that should notice,
@@ -253,7 +254,8 @@ valid resets | all | training on reset steps | reference
 ends forgotten between rollouts | all | `valid` is carried over from the previous rollout | reference
 - noise, finished = agent.noise(T, N), []
 + noise, finished, ended = agent.noise(T, N), [], np.zeros(N, bool)
-other autoresets are accepted | ppo | environments that reset in another way are refused | command_line::test_a_mistake_gets_one_line_and_leaves_nothing
+other autoresets are accepted | ppo | environments that reset in another way are refused
+| command_line::test_a_mistake_gets_one_line_and_leaves_nothing
 - if envs.metadata.get("autoreset_mode") is not gym.vector.AutoresetMode.NEXT_STEP:
 + if False:
 every episode has the length of the first | ppo | lengths of episodes | train::TestCollecting
@@ -265,7 +267,8 @@ returns add up over episodes | ppo | returns of episodes | train::TestCollecting
 reset steps lengthen episodes | ppo | lengths of episodes | train::TestCollecting
 - episode += reward, valid[t]
 + episode += reward, np.ones(N)
-reported returns are scaled | vectors | reported return clipped or scaled | train::TestNormalising continuous::TestActions
+reported returns are scaled | vectors | reported return clipped or scaled
+| train::TestNormalising continuous::TestActions
 - episode += reward, valid[t]
 + episode += reward / (agent.return_stats.var.item() + 1e-8) ** 0.5, valid[t]
 equal environments | ppo | two environments with the same seed | train::TestReproducing
@@ -414,7 +417,8 @@ uniform noise | continuous | detail 23: Gaussian | continuous::TestPolicy
 the mean acts | continuous | taking the best action instead of sampling | continuous::TestPolicy
 - (0 if greedy else noise *
 + (0 if True else noise *
-standard deviation for its logarithm | continuous | detail 24: standard deviation instead of its logarithm | continuous::TestPolicy
+standard deviation for its logarithm | continuous | detail 24: standard deviation instead of its logarithm
+| continuous::TestPolicy
 - (batch["actions"] - outputs) / self.log_std.exp()
 + (batch["actions"] - outputs) / (1 + self.log_std)
 deviations begin at 1/e | continuous | detail 24: starting at 0 | continuous::TestPolicy
@@ -435,7 +439,8 @@ density without its width | continuous | detail 23: the density's normalisation 
 entropy of one component | continuous | detail 25: entropies summed | reference
 - np.log(2 * np.pi * np.e)).sum()
 + np.log(2 * np.pi * np.e)).mean()
-clipped actions are stored | continuous | detail 27: action clipped before its log-probability is stored | continuous::TestActions
+clipped actions are stored | continuous | detail 27: action clipped before its log-probability is stored
+| continuous::TestActions
 - actions[t] = agent.act(obs[t], noise[t])
 + box = envs.single_action_space
 +             actions[t] = agent.act(obs[t], noise[t]).clip(box.low.ravel(), box.high.ravel())
@@ -549,7 +554,8 @@ no stop at the wanted return | ppo | `stop_return` | train::TestStopping
 not finite, and goes on | ppo | training that turns non-finite stops | train::TestStopping
 - if not np.isfinite(x)]
 + if False]
-mistakes are not looked for | ppo | a mistake gets one line, before anything is written | command_line::test_a_mistake_gets_one_line_and_leaves_nothing
+mistakes are not looked for | ppo | a mistake gets one line, before anything is written
+| command_line::test_a_mistake_gets_one_line_and_leaves_nothing
 -     check_args(args)
 +     pass
 
@@ -559,21 +565,25 @@ two runs share a folder | ppo | two runs never share a folder | train::TestRepro
 + is None:
 - exist_ok=args.resume is not None
 + exist_ok=True
-slashes in folder names | ppo | slashes and colons in environment ids are made safe | command_line::test_an_environment_from_the_current_folder
+slashes in folder names | ppo | slashes and colons in environment ids are made safe
+| command_line::test_an_environment_from_the_current_folder
 - .replace("/", "_").replace(":", "_")
 +
-no checkpoint until the end | ppo | no checkpoint until hours into a run | checkpoint::TestResuming::test_how_often_to_save
+no checkpoint until the end | ppo | no checkpoint until hours into a run
+| checkpoint::TestResuming::test_how_often_to_save
 - if done or time.time() - saved_time >= args.save_interval:
 + if done:
 a checkpoint at every iteration | ppo | `save_interval` | checkpoint::TestResuming::test_how_often_to_save
 - saved_time = time.time()
 + pass
-written in place | ppo | a kill at any instant leaves a complete checkpoint | checkpoint::TestKilling::test_in_the_middle_of_a_save
+written in place | ppo | a kill at any instant leaves a complete checkpoint
+| checkpoint::TestKilling::test_in_the_middle_of_a_save
 - open(run_dir / "checkpoint.tmp", "wb")
 + open(run_dir / "checkpoint.pt", "wb")
 - os.replace(run_dir / "checkpoint.tmp", run_dir / "checkpoint.pt")
 + pass
-not flushed to disk | ppo | a checkpoint is on disk before it takes the old one's place | checkpoint::TestKilling::test_in_the_middle_of_a_save
+not flushed to disk | ppo | a checkpoint is on disk before it takes the old one's place
+| checkpoint::TestKilling::test_in_the_middle_of_a_save
 - os.fsync(file.fileno())
 + pass
 checkpoints may run code | ppo | a checkpoint from a stranger can't run code | checkpoint::TestForeignFiles
@@ -603,13 +613,16 @@ statistics are lost | vectors | normalisation statistics lost in a checkpoint | 
 default arguments are saved | ppo | a checkpoint holds the arguments | checkpoint::TestResuming
 - "args": asdict(replace(args, resume=None))
 + "args": asdict(Args())
-given arguments are ignored | ppo | what is given to a resumed run holds | checkpoint::TestResuming::test_what_is_given_holds_and_the_rest_is_as_saved
+given arguments are ignored | ppo | what is given to a resumed run holds
+| checkpoint::TestResuming::test_what_is_given_holds_and_the_rest_is_as_saved
 - args = replace(saved["args"], **args.given)
 + args = replace(saved["args"], resume=args.resume)
-defaults win | ppo | what is not given to a resumed run is as it was | checkpoint::TestResuming::test_what_is_given_holds_and_the_rest_is_as_saved
+defaults win | ppo | what is not given to a resumed run is as it was
+| checkpoint::TestResuming::test_what_is_given_holds_and_the_rest_is_as_saved
 - args = replace(saved["args"], **args.given)
 + pass
-defaults win on the command line | ppo | what is not given to a resumed run is as it was | checkpoint::TestResuming::test_what_is_given_holds_and_the_rest_is_as_saved
+defaults win on the command line | ppo | what is not given to a resumed run is as it was
+| checkpoint::TestResuming::test_what_is_given_holds_and_the_rest_is_as_saved
 - args = tyro.cli(Args, default=load_checkpoint(args.resume or args.evaluate)["args"])
 + pass
 a new folder after resuming | ppo | a run goes on in its folder | checkpoint::TestResuming
@@ -627,10 +640,12 @@ curves behind the checkpoint | ppo | curves without a gap | checkpoint::TestResu
 evaluation takes the best action | ppo | actions are sampled in evaluation as in training | checkpoint::TestEvaluating
 - greedy=args.eval_greedy
 + greedy=True
-evaluation is never greedy | vectors | `eval_greedy` | checkpoint::TestEvaluating continuous::test_evaluation_plays_the_deviation_that_was_learned
+evaluation is never greedy | vectors | `eval_greedy`
+| checkpoint::TestEvaluating continuous::test_evaluation_plays_the_deviation_that_was_learned
 - greedy=args.eval_greedy
 + greedy=False
-evaluation changes statistics | vectors | normalisation statistics updated in evaluation | checkpoint::TestEvaluating continuous::TestNormalising
+evaluation changes statistics | vectors | normalisation statistics updated in evaluation
+| checkpoint::TestEvaluating continuous::TestNormalising
 -             obs, reward, terminated, truncated, info = envs.step(actions)
 +             obs, reward, terminated, truncated, info = envs.step(actions)
 +             agent.obs_stats.update(obs)
@@ -646,13 +661,16 @@ cut off episodes count | ppo | returns are those of whole episodes | checkpoint:
 no spread of returns | ppo | evaluation prints mean and spread | checkpoint::TestEvaluating
 - {np.std(results, axis=0)[0]:.2f}
 + 0.00
-Ctrl-C is a success | ppo | Ctrl-C and SIGTERM exit with 130 and 143 | checkpoint::TestKilling::test_signals_save_and_say_how_to_go_on
+Ctrl-C is a success | ppo | Ctrl-C and SIGTERM exit with 130 and 143
+| checkpoint::TestKilling::test_signals_save_and_say_how_to_go_on
 - "exit_code": 128 + stops[0] if stops and RANK == 0 else 0
 + "exit_code": 0
-SIGTERM ends at once | ppo | Ctrl-C and SIGTERM save and end | checkpoint::TestKilling::test_signals_save_and_say_how_to_go_on
+SIGTERM ends at once | ppo | Ctrl-C and SIGTERM save and end
+| checkpoint::TestKilling::test_signals_save_and_say_how_to_go_on
 - for x in (signal.SIGINT, signal.SIGTERM)}
 + for x in (signal.SIGINT,)}
-signals are not heard | ppo | Ctrl-C and SIGTERM save and end | checkpoint::TestKilling::test_signals_save_and_say_how_to_go_on
+signals are not heard | ppo | Ctrl-C and SIGTERM save and end
+| checkpoint::TestKilling::test_signals_save_and_say_how_to_go_on
 - done = solved or stops or
 + done = solved or
 signals stay caught | ppo | after training, the process is as it was | train::TestProcess
@@ -763,7 +781,7 @@ SCRIPTS |= {"vectors": (DISCRETE, CONTINUOUS), "choices": (DISCRETE, ATARI)}
 
 def parse(text: str) -> list[Mutant]:
     mutants, head = [], ""
-    rows = [row for row in text.splitlines() if row and not row.startswith("#")]
+    rows = [row for row in text.replace("\n| ", " | ").splitlines() if row and not row.startswith("#")]
     for is_edit, group in groupby(rows, key=lambda row: row[0] in "+-"):
         if not is_edit:
             (head,) = group

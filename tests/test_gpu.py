@@ -1,4 +1,4 @@
-"""The scripts on a GPU against the CPU: `python -m pytest tests/test_gpu.py --gpu`. Without `--gpu` they are skipped."""
+"""The scripts on a GPU against the CPU: `python -m pytest tests/test_gpu.py --gpu`. Skipped without `--gpu`."""
 
 import json
 
