@@ -1,4 +1,3 @@
-# ruff: noqa: E501  (a planted bug is told in one line)
 """Bugs to plant, one at a time: each must make a test fail (`run_mutants.py`).
 
 Each begins with a line of four parts: its name | the scripts that get it | what it breaks | tests that should notice,
