@@ -22,7 +22,7 @@ import shutil
 import signal
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -39,6 +39,7 @@ from tqdm import tqdm
 
 RANK, LOCAL_RANK, WORLD_SIZE = (int(os.environ.get(x, x == "WORLD_SIZE")) for x in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
 stop_signals: list[int] = []  # what has asked the program to stop
+at_end = ExitStack()  # what to do when a run ends, also by an error
 
 
 @dataclass(kw_only=True)
@@ -99,6 +100,8 @@ def check_args(args: Args) -> None:
     size, rest = divmod(args.num_envs * args.num_steps, args.num_minibatches * WORLD_SIZE)
     if args.num_envs % WORLD_SIZE or rest or not 1 + args.norm_adv <= size <= 10**8:  # one sample has advantage 0
         sys.exit("error: num_minibatches and processes must divide num_envs * num_steps into minibatches of 2 to 10**8")
+    if args.env_id.count(":") > 1 or args.env_id.startswith(":"):
+        sys.exit(f"error: --env-id {args.env_id}: must be EnvId or module:EnvId")
     blind = args.cuda and args.device == "cuda" and not torch.cuda.is_available()
     if blind or (args.compile and not shutil.which(os.environ.get("CXX", "c++"))):
         sys.exit("error: --device cuda needs a GPU and --compile a C++ compiler, which can't be found here")
@@ -106,7 +109,6 @@ def check_args(args: Args) -> None:
 
 def make_envs(args: Args, num_envs: int, video_folder: Path | None = None) -> gym.vector.VectorEnv:
     """N environments as one: observations (N, O), actions (N, C). With a folder, each episode becomes a film there."""
-    sys.path.append(os.getcwd())  # for `module:EnvId`, when this script lies elsewhere
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame films without a display
     os.environ.setdefault("MUJOCO_GL", "egl" if sys.platform == "linux" else "glfw")  # and so does MuJoCo
     mode = "sync" if video_folder else None if args.vectorization == "auto" else args.vectorization
@@ -226,9 +228,8 @@ def all_mean(x: torch.Tensor) -> torch.Tensor:
 
 
 def ppo_loss(agent: Agent, batch: dict, clip_coef: torch.Tensor, args: Args) -> tuple[torch.Tensor, dict]:
-    """The loss of a minibatch (detail 10), to be minimised, and its diagnostics (detail 12). Beside what `agent` takes,
-    `batch` has (M,) each: valid (False where a step only reset), advantages, returns (the value targets), and the
-    logprobs and values at the time when the data was collected."""
+    """Loss of a minibatch (detail 10), and its diagnostics (detail 12). `batch` has what `agent` takes, and (M,) each:
+    valid (False where a step only reset), advantages, returns (value targets), logprobs and values of collecting."""
     weights = batch["valid"] / batch["valid"].sum().clamp(min=1)  # x @ weights is the mean of x over valid samples
     advantages = batch["advantages"]
     if args.norm_adv:  # detail 7
@@ -283,17 +284,17 @@ def load(run: str | Path, args: Args | None = None) -> tuple[Agent, gym.vector.V
 
 
 def evaluate(agent: Agent, args: Args, episodes: int, video_folder: Path | None = None, max_length=10**9) -> list:
-    """Play (and film) episodes with an agent that stays as it is; (return, length) of those that ended in time."""
+    """Play (and film) episodes with an agent that stays as it is; a list of (return, length)."""
     envs, results = make_envs(args, 1, video_folder), []
     torch.manual_seed(args.seed)
-    for episode in range(episodes):
-        obs, info = envs.reset(seed=None if episode else args.seed % 2**31)
+    while len(results) < episodes and not stop_signals:
+        obs, info = envs.reset(seed=None if results else args.seed % 2**31)
         ended, episode_return, length = np.zeros(1, bool), 0.0, 0
         while not (ended or length == max_length or stop_signals):
             actions = agent.act(obs, greedy=args.eval_greedy)
             obs, reward, terminated, truncated, info = envs.step(actions)
             ended, episode_return, length = terminated | truncated, episode_return + reward.item(), length + 1
-        results += [(episode_return, length)] if ended else []
+        results += [] if stop_signals else [(episode_return, length)]
     envs.close()
     return results
 
@@ -301,18 +302,15 @@ def evaluate(agent: Agent, args: Args, episodes: int, video_folder: Path | None 
 @contextmanager
 def process_settings():
     """Makes Ctrl-C and SIGTERM finish the iteration in hand; at the end, the process is as it was (for notebooks)."""
-    threads, deterministic, handlers = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), {}
-    with suppress(ValueError):  # outside of the main thread, where signals don't arrive
-        handlers = {x: signal.signal(x, lambda x, _: stop_signals.append(x)) for x in (signal.SIGINT, signal.SIGTERM)}
-    torch.set_num_threads(1)  # these networks are too small to be shared out
-    try:
+    with at_end, torch._dynamo.config.patch(trace_autograd_ops=True):  # to compile forward and backward as one
+        at_end.callback(torch.set_num_threads, torch.get_num_threads())
+        at_end.callback(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled())
+        at_end.callback(stop_signals.clear)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with suppress(ValueError):  # outside of the main thread, where signals don't arrive
+                at_end.callback(signal.signal, number, signal.signal(number, lambda x, _: stop_signals.append(x)))
+        torch.set_num_threads(1)  # these networks are too small to be shared out
         yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
-        stop_signals.clear()
 
 
 @process_settings()
@@ -320,7 +318,7 @@ def train(args: Args) -> dict:
     """Train, log to `runs/`, save checkpoints, show progress; exits with one line for mistakes. Returns agent, run_dir,
     global_step, episodes (return and length of each of the last 100), and exit_code (0, or 128 + signal)."""
     saved = {"args": args, "global_step": 0, "episodes": []} if args.resume is None else load_checkpoint(args.resume)
-    args = replace(saved["args"], **args.given)
+    args = replace(saved["args"], **{name: getattr(args, name) for name in args.given})
     check_args(args)
     T, N, batch_size = args.num_steps, args.num_envs // WORLD_SIZE, args.num_steps * args.num_envs
     global_step, episodes = saved["global_step"], saved["episodes"]
@@ -337,6 +335,7 @@ def train(args: Args) -> dict:
     torch.manual_seed(args.seed)  # the same in all processes, so that they begin with the same parameters
     env_seed = hash((args.seed, global_step, RANK)) % 2**31  # others in processes and in resumed runs
     envs = make_envs(replace(args, seed=env_seed), N)
+    at_end.callback(envs.close)
     agent = Agent(envs, args).to(device)
     params = [param for param in agent.parameters() if param.requires_grad]
     flat = nn.utils.parameters_to_vector(params).detach()  # one tensor, of which the parameters become views: clipping
@@ -345,8 +344,6 @@ def train(args: Args) -> dict:
     stateful = {"agent": agent, "optimizer": optimizer}  # saved and resumed by their state_dict: add yours here
     if args.resume is not None:
         load_checkpoint(args.resume, **stateful)
-    if args.compile:
-        torch._dynamo.config.trace_autograd_ops = True  # the backward pass in the same graph: 0.3 instead of 0.6 ms
     options = {"cpp_wrapper": True, "cpp.vec_isa_ok": True} if device.type == "cpu" else {"triton.cudagraphs": True}
     gradient = torch.compile(compute_gradient, fullgraph=True, options=options) if args.compile else compute_gradient
     # The rollout is collected in NumPy, whose arrays environments fill row by row, and goes to the device as a whole
@@ -357,11 +354,6 @@ def train(args: Args) -> dict:
     episode, discounted_return = np.zeros((2, N)), np.zeros(N)  # return and length so far, of running episodes
     ended = np.zeros(N, bool)  # by the last step, so that the next one only resets
     obs[T], info = envs.reset(seed=env_seed)
-    with suppress(Exception):  # act in NumPy, if that computes what the fork's network does, on these and other numbers
-        agent.layers = [[x.detach().numpy() for x in layer.parameters()] for layer in agent.actor]  # in the same memory
-        probe = np.concatenate([obs[T], obs[T] + np.random.default_rng(0).random(obs[T].shape, np.float32)])
-        if np.allclose(agent.numpy_policy(probe), agent.policy(probe), rtol=1e-3, atol=1e-6):
-            agent.policy = agent.numpy_policy
     run_dir, start_time, saved_time, filmed, done = None, time.time(), 0.0, -1, False
     if RANK == 0:  # which alone logs, saves and prints
         name = f"{args.env_id}__{args.exp_name}__{args.seed}__".replace("/", "_").replace(":", "_")
@@ -378,14 +370,22 @@ def train(args: Args) -> dict:
         except Exception as error:  # no place to write; or W&B is not installed, or refuses
             sys.exit(f"error: can't start the run: {error} (for --track: pip install wandb, and `wandb login`)")
         writer = SummaryWriter(run_dir, purge_step=global_step + 1 if args.resume else None)
+        at_end.callback(writer.close)
     wait = 0.1 if sys.stderr.isatty() else 10  # seconds between progress lines, in a terminal or in a file
     bar = tqdm(initial=global_step, total=total_steps, unit=" steps", unit_scale=1, mininterval=wait, disable=RANK > 0)
+    at_end.callback(bar.close)
 
     while not done:
         left = 1 - global_step / total_steps
         optimizer.param_groups[0]["lr"] = args.learning_rate * (left if args.anneal_lr else 1)  # detail 4
         clip_coef = torch.full((), args.clip_coef * (left if args.anneal_clip else 1), device=device)  # detail a
         torch.default_generator.manual_seed(hash((args.seed, global_step, RANK)))  # the same in a resumed run
+        vars(agent).pop("policy", None)
+        with suppress(Exception):  # act in NumPy, as long as that computes what `network`, which forks change, does
+            agent.layers = [[x.detach().numpy() for x in layer.parameters()] for layer in agent.actor]  # same memory
+            probe = obs[T % 8 :: 8].reshape(-1, *obs.shape[2:])  # of the last rollout
+            if np.allclose(agent.numpy_policy(probe), agent.policy(probe), rtol=1e-3, atol=1e-6):
+                agent.policy = agent.numpy_policy
 
         # Collect T steps from each environment; episodes go on across rollouts (detail 1)
         obs[0] = obs[T]
@@ -471,10 +471,8 @@ def train(args: Args) -> dict:
                 for video in folder.glob("*.mp4") if args.track else ():
                     wandb.log({"videos/episode": wandb.Video(str(video)), "global_step": global_step})
 
-    envs.close()
     bar.close()
     if RANK == 0:
-        writer.close()
         script, more = f"python {os.path.relpath(__file__)}", "" if stops else f" --total-timesteps {2 * total_steps}"
         print(f"{'Stopped' if stops else 'Done'}: {global_step:,} steps, mean return {mean_return:.2f}. Next:")
         print(f"  tensorboard --logdir runs\n  {script} --evaluate {run_dir}\n  {script} --resume {run_dir}{more}")
@@ -483,12 +481,14 @@ def train(args: Args) -> dict:
 
 
 if __name__ == "__main__":
+    sys.path.append(os.getcwd())  # for `module:EnvId`, when this script lies elsewhere
     args = given = tyro.cli(Args)
     if args.resume is not None or args.evaluate is not None:  # what is not given is as it was
-        args = tyro.cli(Args, default=load_checkpoint(args.resume or args.evaluate)["args"])
+        args = tyro.cli(Args, default=load_checkpoint(args.evaluate if args.resume is None else args.resume)["args"])
     if args.evaluate is None:
         sys.exit(train(args)["exit_code"])
     with process_settings():
         folder = Path("videos", Path(args.evaluate).name) if given.capture_video else None
         results = evaluate(load(args.evaluate, args)[0], args, args.eval_episodes, folder)
-    print(f"{len(results)} episodes: return {np.mean(results, axis=0)[0]:.2f} ± {np.std(results, axis=0)[0]:.2f}")
+    returns = [episode_return for episode_return, _ in results] or sys.exit("error: no episode was played to its end")
+    print(f"{len(returns)} episodes: return {np.mean(returns):.2f} ± {np.std(returns):.2f}")

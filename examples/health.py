@@ -58,10 +58,11 @@ def find(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[str]:
                 found.append(f"{name} is {value:.2g} (healthy: {healthy}): {if_low if value < low else if_high}")
 
     parts, learned = np.array_split(returns, 10), True
-    if len(returns) >= ENOUGH:  # is the best part above the first, by more than three standard errors?
-        best = max(parts, key=np.mean)
-        error = (parts[0].var() / len(parts[0]) + best.var() / len(best)) ** 0.5
-        learned = best.mean() - parts[0].mean() > 3 * error
+    if (
+        len(returns) >= ENOUGH
+    ):  # is the best part above the first, by more than three standard errors of the difference?
+        best, noise = max(parts, key=np.mean), np.diff(returns).std() / 2**0.5  # of one value, without the trend
+        learned = best.mean() - parts[0].mean() > 3 * noise * (1 / len(parts[0]) + 1 / len(best)) ** 0.5
     check("losses/approx_kl", max, 1e-5, np.inf, f"the policy hardly moves: {MORE}", "")
     if not learned:  # a policy that has learned may be sure of itself
         check("losses/relative_entropy", min, 0.05, 0.95, SETTLED, f"it still acts at random: {MORE}")

@@ -200,6 +200,11 @@ class TestActions:
         clipped = stored.numpy().clip(space.low, space.high)
         assert sorted(executed.tolist()) == sorted(clipped.tolist())
 
+    def test_each_is_a_sample_of_its_own(self, minibatches):
+        """Not shared by environments, steps or iterations: here, where all see the same."""
+        train(env_id="worlds:Continuous4", learning_rate=0.0, num_minibatches=1, update_epochs=1)
+        assert len(torch.cat([batch["actions"] for batch in minibatches]).unique()) > 635
+
     @pytest.mark.filterwarnings("ignore:.*Casting input x to numpy array")
     @pytest.mark.parametrize(("env_id", "best"), [("Matrix", 6.0), ("Scalar", -0.1)])
     def test_spaces(self, env_id, best):
@@ -286,12 +291,22 @@ class TestNormalising:
         return train(env_id="worlds:CountingContinuous", gamma=0.5, learning_rate=0.0, **changes)
 
     def test_by_default(self, monkeypatch, minibatches, rollouts):
-        agent = self.run(monkeypatch)["agent"]
-        assert agent.obs_stats.count.min() == agent.return_stats.count == 500  # valid steps
-        before, after = agent.actor(minibatches[-1]["obs"]), agent.network(minibatches[-1]["obs"])[0]
-        assert (before - after).abs().max() > 1e-4  # the network sees something else
+        """What is far out of the usual is clipped: a place, and the only reward in hundreds of steps."""
+        monkeypatch.setattr(
+            worlds.Counting, "reward", lambda self, _: 100.0 * ((self.number, self.episode, self.t) == (0, 20, 0))
+        )
+        result = self.run(monkeypatch)
+        agent, stats = result["agent"], result["agent"].obs_stats
+        assert stats.count.min() == agent.return_stats.count == 500  # valid steps
+        obs = torch.cat([minibatches[-1]["obs"], torch.tensor([[1e6, -1e6, 0]])])
+        normalised = ((obs - stats.mean) / (stats.var + 1e-8).sqrt()).clip(-10, 10)
+        assert normalised[:-1].abs().max() < 5 and normalised[-1, :2].tolist() == [10, -10]
+        for outputs in (agent.network(obs)[0], torch.from_numpy(agent.policy(obs.numpy()))):
+            torch.testing.assert_close(outputs, agent.actor(normalised), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(agent.network(obs)[1], agent.critic(normalised).squeeze(-1), atol=1e-5, rtol=1e-4)
         got = np.concatenate([rewards for rewards, *_ in rollouts])
-        assert 1 < got.max() < 10  # of rewards up to thousands
+        assert {*got.ravel().tolist()} == {0, 10}
+        assert {episode_return for episode_return, _ in result["episodes"]} == {0, 100}  # reported as it is
 
     def test_switched_off(self, monkeypatch, minibatches, rollouts):
         agent = self.run(monkeypatch, norm_obs=False, norm_reward=False)["agent"]
@@ -300,12 +315,15 @@ class TestNormalising:
         assert max(rewards.max() for rewards, *_ in rollouts) > 1000
 
     def test_evaluation_leaves_them(self, monkeypatch):
+        """And a saved run has them."""
+
+        def contents(agent):
+            return {name: x.tolist() for name, x in (*agent.named_parameters(), *agent.named_buffers())}
+
         result = self.run(monkeypatch)
-        before = {name: x.clone() for name, x in result["agent"].state_dict().items()}
+        before = contents(result["agent"])
         evaluate(result["agent"], Args(env_id="worlds:CountingContinuous"), 3)
-        assert all(torch.equal(before[name], x) for name, x in result["agent"].state_dict().items())
-        agent, _ = load(result["run_dir"])
-        assert all(torch.equal(before[name], x) for name, x in agent.state_dict().items())
+        assert contents(result["agent"]) == contents(load(result["run_dir"])[0]) == before
 
 
 def test_evaluation_plays_the_deviation_that_was_learned():

@@ -1,4 +1,4 @@
-"""One run in two processes, as torchrun starts them: they learn as one, and have one fate."""
+"""One run in two processes, as torchrun starts them: they learn as one, and share one fate."""
 
 import os
 import signal
@@ -14,111 +14,129 @@ from gymnasium.spaces import Discrete
 
 import ppo
 from conftest import ROOT, make_agent
-from ppo import Args, RunningMeanStd, load_checkpoint, train
+from ppo import Args, RunningMeanStd, compute_gradient, train
 from test_probes import probability, value
 from test_train import parameters, scalars
 
-SHORT = ["--num-steps", "32", "--learning-rate", "0.003", "--norm-obs", "--norm-reward", "--save-interval", "0"]
+BATCH = 4 * 32  # steps of an iteration in the runs that end before their time
+SHORT = {"num_steps": 32, "learning_rate": 0.003, "norm_obs": True, "norm_reward": True, "save_interval": 0}
 
 
 def launch(folder, script, *args):
     """Run a script in two processes: torchrun's exit code, and standard output and standard error of each process."""
-    logs = Path(folder, f"logs{len(list(Path(folder).glob('logs*')))}")
-    flags = ["--standalone", "--nproc-per-node=2", "--redirects=3", f"--log-dir={logs}"]
+    flags = ["--standalone", "--nproc-per-node=2", "--redirects=3", "--log-dir=logs"]
     command = [sys.executable, "-m", "torch.distributed.run", *flags, str(script), *args]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     torchrun = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.DEVNULL)
     try:
-        code = torchrun.wait(timeout=120)
+        code = torchrun.wait(timeout=300)
     except subprocess.TimeoutExpired:
         torchrun.terminate()  # which ends its processes too, by force after 30 seconds
         torchrun.wait()
         pytest.fail("two processes wait for each other")
-    return code, [
-        ((log / "stdout.log").read_text(), (log / "stderr.log").read_text())
-        for log in sorted(logs.glob("*/attempt_0/*"))
-    ]
+    logs = Path(folder).glob("logs/*/attempt_0/*")
+    return code, [((log / "stdout.log").read_text(), (log / "stderr.log").read_text()) for log in sorted(logs)]
 
 
 # What the two processes do
 
 
 def listen(owner, name, keep):
-    """From now on, a list of what `keep` makes of the arguments and the result of each call of owner.name."""
+    """From now on, a list of what `keep` makes of the arguments of each call of owner.name."""
     seen, function = [], getattr(owner, name)
 
     def call(*args, **kwargs):
-        result = function(*args, **kwargs)
-        seen.append(keep(result, *args))
-        return result
+        seen.append(keep(*args))
+        return function(*args, **kwargs)
 
     setattr(owner, name, call)
     return seen
 
 
+def signal_in_third_iteration(whom, signum):
+    """Process 1 sends a signal to itself, to torchrun, or to all three."""
+    iterations, both = [], [None, None]
+
+    def send(*args):
+        iterations.append(0)
+        if not both[0]:
+            dist.all_gather_object(both, os.getpid())
+        if len(iterations) == 3 and ppo.RANK == 1:
+            pids = {"one": both[1:], "torchrun": [os.getppid()], "all": [*both, os.getppid()]}[whom]
+            for pid in pids:
+                os.kill(pid, getattr(signal, signum))
+
+    listen(ppo, "compute_gae", send)
+    sys.exit(train(Args(total_timesteps=10**6, **SHORT))["exit_code"])
+
+
+def samples():
+    """A minibatch for each of two processes; more of the first one's steps only reset."""
+    generator, batches = torch.Generator().manual_seed(4), []
+    for likely in (0.3, 0.9):
+        random = torch.rand(16, 5, generator=generator)
+        batch = {"obs": torch.randn(16, 6, generator=generator), "masks": torch.ones(16, 1, 3, dtype=torch.bool)}
+        batch |= {"actions": torch.randint(3, (16, 1), generator=generator), "valid": random[:, 0] < likely}
+        batch |= {"logprobs": random[:, 1] - 1.6, "values": random[:, 2], "returns": 3 * random[:, 3]}
+        batches.append(batch | {"advantages": 2 * random[:, 4] + 1})
+    return batches
+
+
+def learn_from(batch, max_grad_norm):
+    torch.manual_seed(5)
+    agent = make_agent(ppo, 6, Discrete(3))
+    return compute_gradient(agent, list(agent.parameters()), batch, 0.2, Args(max_grad_norm=max_grad_norm))
+
+
+AMOUNTS = [(0, 3), (5, 2), (0, 7), (4, 0), (0, 0), (1, 40)]  # of data that each process has seen in each round
+
+
 def seen_in(round_number, rank):
-    """Data of which one process has more than the other."""
-    rng = np.random.default_rng([round_number, rank])
-    return (
-        (5 + 2 * rng.normal(size=((5, 2), (0, 7), (1, 40))[round_number][rank] * 3)).astype(np.float32).reshape(-1, 3)
-    )
+    return 5 + 2 * np.random.default_rng([round_number, rank]).normal(size=(AMOUNTS[round_number][rank], 3))
 
 
-def watch():
+def share_statistics(rank):
+    """Mean, variance and count after each round."""
+    stats, states = RunningMeanStd((3,)), []
+    for i in range(len(AMOUNTS)):
+        stats.update(seen_in(i, rank))
+        states.append({name: x.clone() for name, x in stats.state_dict().items()})
+    return states
+
+
+def watch(run_of_one):
     """Several runs, watched from inside."""
     dist.init_process_group("gloo")
-    rank, seen = dist.get_rank(), {}
-    stats = RunningMeanStd((3,))
-    for i in range(3):
-        stats.update(seen_in(i, rank))
-    seen["shared"] = stats.state_dict()
+    seen = {"learned": learn_from(samples()[ppo.RANK], 0.1), "shared": share_statistics(ppo.RANK)}
+    minibatches = listen(ppo, "compute_gradient", lambda agent, params, batch, *_: batch)
+    rollouts = listen(ppo, "compute_gae", lambda rewards, *_: rewards.copy())
+    noise = listen(ppo.Agent, "act", lambda agent, obs, masks, noise: noise.copy())
+    updates = listen(RunningMeanStd, "update", lambda stats, data: data.copy())
 
-    own = listen(
-        ppo,
-        "ppo_loss",
-        lambda result, agent, *_: torch.autograd.grad(result[0], [*agent.parameters()], retain_graph=True),
-    )
-    gradients = listen(ppo, "compute_gradient", lambda result, *_: result[0].clone())
-    rollouts = listen(ppo, "compute_gae", lambda advantages, *given: (advantages, given[2].copy()))
-    settings = {"num_envs": 8, "num_steps": 16, "num_minibatches": 1, "update_epochs": 1, "max_grad_norm": 1e9}
-    result = train(Args(env_id="worlds:Probe4", exp_name="single", total_timesteps=128, **settings))
-    seen["single"] = {"own": torch.cat([x.flatten() for x in own[0]]), "gradient": gradients[0], "rollout": rollouts[0]}
-    seen["single"] |= {"episodes": result["episodes"], "run_dir": result["run_dir"]}
+    settings = {"num_envs": 8, "num_steps": 16, "num_minibatches": 1, "update_epochs": 1}
+    result = train(Args(env_id="worlds:Masked", exp_name="single", total_timesteps=128, **settings))
+    seen["single"] = {"batch": minibatches[0], "rewards": rollouts[0], "episodes": result["episodes"]}
+    seen["single"]["run_dir"] = result["run_dir"]
 
-    updates = listen(RunningMeanStd, "update", lambda _, __, data: data.copy())
-    noise = listen(ppo.Agent, "noise", lambda noise, *_: noise.copy())
-    gradients.clear()
+    for recorded in (minibatches, noise, updates):
+        recorded.clear()
     settings = {"norm_obs": True, "norm_reward": True, "target_kl": 0.01, "num_steps": 64, "learning_rate": 3e-3}
     result = train(Args(exp_name="normed", total_timesteps=2048, **settings))
-    seen["normed"] = {"parameters": parameters(result), "updates": len(gradients), "noise": noise[0]}
-    seen["normed"] |= {"episodes": result["episodes"], "obs": np.concatenate([x for x in updates if x.ndim == 2])}
-    seen["normed"]["stats"] = result["agent"].obs_stats.state_dict()
+    seen["normed"] = {"state": result["agent"].state_dict(), "steps": len(minibatches), "noise": noise[0]}
+    seen["normed"] |= {"episodes": result["episodes"], "updates": [*updates], "run_dir": result["run_dir"]}
 
     result = train(Args(exp_name="stopped", stop_return=0.0, total_timesteps=50_000))
     seen["stopped"] = {"steps": result["global_step"], "episodes": result["episodes"]}
 
     settings = {"num_envs": 8, "num_steps": 32, "learning_rate": 0.01, "num_minibatches": 1}
     result = train(Args(env_id="worlds:Probe5", exp_name="probe", total_timesteps=10_240, **settings))
-    seen["agent"] = result["agent"].state_dict()
-    torch.save(seen, f"process{rank}.pt")
+    seen["probe"] = result["agent"].state_dict()
 
-
-def signal_in_third_iteration(whom, signum):
-    """Process 1 sends a signal to itself or to both."""
-    both = [None, None]
-
-    def send(*_):
-        iterations.append(0)
-        if not both[0]:
-            dist.all_gather_object(both, os.getpid())
-        if len(iterations) == 3 and dist.get_rank() == 1:
-            for pid in both if whom == "both" else both[1:]:
-                os.kill(pid, getattr(signal, signum))
-
-    iterations = []
-    listen(ppo, "compute_gae", send)
-    result = train(ppo.tyro.cli(Args, args=[*SHORT, "--total-timesteps", "1000000"]))
-    sys.exit(result["exit_code"])
+    adam = listen(torch.optim.Adam, "step", lambda adam: [x.clone() for x in (adam.param_groups[0]["params"][0],)])
+    result = train(Args(resume=run_of_one, total_timesteps=8 * BATCH))
+    seen["resumed"] = {"found": adam[0][0], "updates": len(adam), "parameters": parameters(result)}
+    dist.destroy_process_group()
+    torch.save(seen, f"process{ppo.RANK}.pt")
 
 
 # The tests
@@ -126,117 +144,159 @@ def signal_in_third_iteration(whom, signum):
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory):
-    """The folder of the runs that both processes watched, what they printed, and what each saw."""
+    """The folder of the runs that both processes watched, what they printed, what each saw, and a run before them."""
     folder = tmp_path_factory.mktemp("watched")
-    code, printed = launch(folder, __file__, "watch")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        before = folder / train(Args(exp_name="of_one", total_timesteps=4 * BATCH, **SHORT))["run_dir"]
+    saved = ppo.load_checkpoint(before)
+    code, printed = launch(folder, __file__, "watch", str(before))
     assert code == 0, printed
-    return folder, printed, [torch.load(folder / f"process{rank}.pt", weights_only=False) for rank in range(2)]
+    seen = [torch.load(folder / f"process{rank}.pt", weights_only=False) for rank in range(2)]
+    return folder, printed, seen, (before, saved)
 
 
-class TestNumbers:
-    """Each process has its own environments, and all take the same steps."""
+@pytest.mark.xdist_group("watched")
+class TestWatched:
+    """Each process has its own environments, and both together learn from all of them."""
 
-    def test_the_gradient_is_the_mean_over_processes(self, watched):
-        first, second = (seen["single"] for seen in watched[2])
-        assert not torch.allclose(first["own"], second["own"], rtol=0.1)
-        torch.testing.assert_close(first["gradient"], (first["own"] + second["own"]) / 2)
-        assert torch.equal(first["gradient"], second["gradient"])
+    def test_the_gradient_is_the_mean_and_then_clipped(self, watched):
+        gradients, diagnostics = zip(*(learn_from(batch, 1e9) for batch in samples()), strict=True)
+        mean = (gradients[0] + gradients[1]) / 2
+        assert mean.norm() > 0.2 and not torch.allclose(*gradients, rtol=0.1)
+        for seen, own in zip(watched[2], diagnostics, strict=True):
+            gradient, found = seen["learned"]
+            torch.testing.assert_close(gradient, mean * 0.1 / (mean.norm() + 1e-6), atol=1e-7, rtol=1e-5)
+            torch.testing.assert_close(found["grad_norm"], mean.norm())
+            torch.testing.assert_close(found["value_loss"], own["value_loss"])  # averaged once an iteration
+        assert torch.equal(watched[2][0]["learned"][0], watched[2][1]["learned"][0])
 
-    def test_parameters_stay_equal_bit_for_bit(self, watched):
-        """Also when the limit of the KL divergence ends epochs early, which both do at once."""
+    def test_all_stays_equal_bit_for_bit(self, watched):
+        """Parameters and statistics; also where the limit of the KL divergence ends epochs, which both do at once."""
         first, second = (seen["normed"] for seen in watched[2])
-        assert torch.equal(first["parameters"], second["parameters"])
-        assert 8 * 4 < first["updates"] == second["updates"] < 8 * 16
-
-    def test_both_see_the_same_episodes(self, watched):
-        first, second = (seen["normed"]["episodes"] for seen in watched[2])
-        assert first == second
-        assert len(first) > 20
+        assert all(torch.equal(x, second["state"][name]) for name, x in first["state"].items())
+        assert first["state"]["obs_stats.count"].min() > 1900
+        assert 8 * 4 < first["steps"] == second["steps"] < 8 * 16
+        assert first["episodes"] == second["episodes"] and len(first["episodes"]) > 20
 
     def test_environments_and_actions_differ(self, watched):
-        starts = [tuple(start) for seen in watched[2] for start in seen["normed"]["obs"][:2].tolist()]
-        assert len(set(starts)) == 4
+        starts = [tuple(obs) for seen in watched[2] for obs in seen["normed"]["updates"][1][:2].tolist()]
+        assert len(starts) == len(set(starts)) == 4
         first, second = (seen["normed"]["noise"] for seen in watched[2])
         assert (first != second).all()
 
-    def test_statistics_are_those_of_everything(self, watched):
-        """Also if a process has seen nothing; and with the same bits."""
-        first, second = (seen["shared"] for seen in watched[2])
-        everything = np.concatenate([seen_in(i, rank) for i in range(3) for rank in range(2)])
-        assert (first["count"] == len(everything)).all()
-        np.testing.assert_allclose(first["mean"], everything.mean(0), rtol=1e-5)
-        np.testing.assert_allclose(first["var"], everything.var(0), rtol=1e-5)
-        assert all(torch.equal(first[name], second[name]) for name in first)
+    def test_merged_statistics_are_those_of_everything(self, watched):
+        """After each round, also if a process has seen nothing in it; and with the same bits."""
+        everything = np.zeros((0, 3))
+        for i, (first, second) in enumerate(zip(*(seen["shared"] for seen in watched[2]), strict=True)):
+            everything = np.concatenate([everything, seen_in(i, 0), seen_in(i, 1)])
+            assert all(torch.equal(x, second[name]) for name, x in first.items())
+            assert (first["count"] == len(everything)).all()
+            np.testing.assert_allclose(first["mean"], everything.mean(0), rtol=1e-5)
+            np.testing.assert_allclose(first["var"], everything.var(0), rtol=1e-4)
 
     def test_normalisation_of_a_run(self, watched):
-        first, second = (seen["normed"] for seen in watched[2])
-        everything = np.concatenate([first["obs"], second["obs"]])
-        assert (first["stats"]["count"] == len(everything)).all()
-        np.testing.assert_allclose(first["stats"]["mean"], everything.mean(0), rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(first["stats"]["var"], everything.var(0), rtol=1e-4)
-        assert all(torch.equal(first["stats"][name], second["stats"][name]) for name in first["stats"])
+        """Its statistics are those of all observations and returns of both processes, each counted once."""
+        runs = [seen["normed"] for seen in watched[2]]
+        saved = ppo.load_checkpoint(watched[0] / runs[0]["run_dir"])["agent"]
+        for part, ndim in (("obs_stats", 2), ("return_stats", 1)):
+            everything = np.concatenate([x for run in runs for x in run["updates"] if x.ndim == ndim])
+            assert (saved[f"{part}.count"] == len(everything)).all()
+            np.testing.assert_allclose(saved[f"{part}.mean"], everything.mean(0), rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(saved[f"{part}.var"], everything.var(0), rtol=1e-4)
 
-    def test_logged_are_both(self, watched):
-        """Means over processes, and all episodes."""
+    def test_logged_are_means_over_processes_and_all_episodes(self, watched):
+        """At the first update, where ratios are 1."""
         runs = [seen["single"] for seen in watched[2]]
-        logged = {name: values[128] for name, values in scalars({"run_dir": watched[0] / runs[0]["run_dir"]}).items()}
-        advantages = []
+        logged = {name: x[128] for name, x in scalars({"run_dir": watched[0] / runs[0]["run_dir"]}).items()}
+        expected = []
         for run in runs:
-            values, ended = run["rollout"]
-            advantages += [values[~np.concatenate([np.zeros((1, 4), bool), ended[:-1]])]]  # but those of reset steps
-        value_loss, mean = np.mean([(0.5 * (x**2).mean(), x.mean()) for x in advantages], axis=0)
-        assert logged["losses/value_loss"] == pytest.approx(value_loss, rel=1e-3)
-        assert logged["losses/advantage_mean"] == pytest.approx(mean, rel=1e-3, abs=1e-6)
-        assert logged["losses/grad_norm"] == pytest.approx(runs[0]["gradient"].norm().item(), rel=1e-4)
-        assert logged["charts/episodic_return"] == pytest.approx(np.mean(runs[0]["episodes"], axis=0)[0], abs=1e-6)
-        assert len(runs[0]["episodes"]) >= 60
+            batch = {name: x[run["batch"]["valid"]] for name, x in run["batch"].items()}
+            advantages = batch["returns"] - batch["values"]
+            unexplained = advantages.var(correction=0) / batch["returns"].var(correction=0)
+            numbers = {"value_loss": 0.5 * (advantages**2).mean(), "advantage_mean": advantages.mean()}
+            numbers |= {"advantage_std": advantages.std(correction=0), "residual_variance": unexplained}
+            expected.append({name: x.item() for name, x in numbers.items()})
+        for name in expected[0]:
+            assert expected[0][name] != pytest.approx(expected[1][name], rel=1e-3)
+            assert logged[f"losses/{name}"] == pytest.approx((expected[0][name] + expected[1][name]) / 2, rel=1e-4)
+        # 8 environments, each of which ends and resets 4 episodes of 3 steps in these 16 steps
+        assert len(runs[0]["episodes"]) == 32
+        total = sum(run["rewards"].sum() for run in runs)
+        assert logged["charts/episodic_return"] == pytest.approx(total / 32, rel=1e-6)
+        assert logged["charts/episodic_length"] == 3
 
     def test_a_probe_is_learned(self, watched):
         agent = make_agent(ppo, 1, Discrete(2))
         for seen in watched[2]:
-            agent.load_state_dict(seen["agent"])
+            agent.load_state_dict(seen["probe"])
             assert probability(agent, [1.0], 1) > 0.95
             assert probability(agent, [-1.0], 0) > 0.95
             assert value(agent, 1.0) == pytest.approx(1, abs=0.1)
 
+    def test_both_stop_when_solved(self, watched):
+        first, second = (seen["stopped"] for seen in watched[2])
+        assert first == second
+        assert first["steps"] < 10_000 and len(first["episodes"]) == 100
 
-def test_both_stop_when_solved(watched):
-    first, second = (seen["stopped"] for seen in watched[2])
-    assert first == second
-    assert first["steps"] < 10_000
-    assert len(first["episodes"]) == 100
+    def test_process_0_alone_prints_and_writes(self, watched):
+        folder, ((out, progress), silence), *_ = watched
+        assert out.count("Done: ") == 5 and "steps/s" in progress
+        assert silence == ("", "")
+        runs = sorted((folder / "runs").iterdir())
+        assert [run.name.split("__")[1] for run in runs] == ["normed", "of_one", "stopped", "single", "probe"]
+        for run in runs:
+            names = sorted({path.name.split(".")[0] for path in run.iterdir()})
+            assert names == ["args", "checkpoint", "events"]
 
-
-def test_process_0_alone_prints_and_writes(watched):
-    folder, ((out, _), (silence, errors)), _ = watched
-    assert out.count("Done: ") == 4
-    assert silence == "" and "steps/s" not in errors
-    runs = sorted((folder / "runs").iterdir())
-    names = ["CartPole-v1__normed", "CartPole-v1__stopped", "worlds:Probe4__single", "worlds:Probe5__probe"]
-    assert [run.name.rsplit("__", 2)[0] for run in runs] == [name.replace(":", "_") for name in names]
-    for run in runs:
-        assert sorted(path.name.split(".")[0] for path in run.iterdir()) == ["args", "checkpoint", "events"]
+    def test_two_go_on_with_the_run_of_one(self, watched):
+        before, saved = watched[3]
+        first, second = (seen["resumed"] for seen in watched[2])
+        found = torch.cat([x.flatten() for name, x in saved["agent"].items() if "stats" not in name])
+        assert torch.equal(first["found"], found) and torch.equal(second["found"], found)
+        assert first["updates"] == second["updates"] == 4 * 16
+        assert torch.equal(first["parameters"], second["parameters"])
+        assert list(scalars({"run_dir": before})["charts/SPS"]) == list(range(BATCH, 8 * BATCH + 1, BATCH))
+        after = ppo.load_checkpoint(before)
+        assert after["optimizer"]["state"][0]["step"] == 8 * 16
+        assert after["agent"]["obs_stats.count"].min() > 1.8 * saved["agent"]["obs_stats.count"].max()
 
 
 def test_environments_that_can_not_be_shared_out(tmp_path):
     code, printed = launch(tmp_path, ROOT / "ppo.py", "--num-envs", "3")
     assert code != 0
-    assert "must divide" in printed[0][1] + printed[1][1]
+    assert all(out == "" and err.startswith("error: num_minibatches and processes must divide") for out, err in printed)
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize(("whom", "signum"), [("one", "SIGTERM"), ("both", "SIGINT")])
-def test_a_signal_stops_both_and_the_run_can_be_resumed(whom, signum, tmp_path):
-    """After the iteration in hand, with a checkpoint."""
-    code, ((out, _), (silence, _)) = launch(tmp_path, __file__, "signal_in_third_iteration", whom, signum)
-    assert code != 0 and silence == ""
-    assert "Stopped: 384 steps" in out or "Stopped: 512 steps" in out  # gathered after the third, or in the fourth
-    (run_dir,) = (tmp_path / "runs").iterdir()
-    saved = load_checkpoint(run_dir)["global_step"]
-    code, ((out, _), _) = launch(tmp_path, ROOT / "ppo.py", "--resume", str(run_dir), "--total-timesteps", "1024")
-    assert code == 0 and "Done: 1,024 steps" in out
-    assert list(scalars({"run_dir": run_dir})["charts/SPS"]) == list(range(128, 1025, 128))
-    assert saved < load_checkpoint(run_dir)["global_step"] == 1024
+def go_on(folder, steps):
+    """For another iteration, in one process, from where two left it."""
+    (run_dir,) = Path(folder, "runs").iterdir()
+    saved = ppo.load_checkpoint(run_dir)
+    assert saved["global_step"] == steps
+    assert train(Args(resume=run_dir, total_timesteps=steps + BATCH))["global_step"] == steps + BATCH
+    assert ppo.load_checkpoint(run_dir)["optimizer"]["state"][0]["step"] == (steps // BATCH + 1) * 16
+    assert list(scalars({"run_dir": run_dir})["charts/SPS"]) == list(range(BATCH, steps + BATCH + 1, BATCH))
+
+
+def test_a_process_that_dies_ends_the_other(tmp_path):
+    """With an error; and the last checkpoint stays."""
+    code, ((out, err), _) = launch(tmp_path, __file__, "signal_in_third_iteration", "one", "SIGKILL")
+    assert code != 0
+    assert "Traceback" in err
+    assert "Done" not in out and "Stopped" not in out
+    go_on(tmp_path, 2 * BATCH)
+
+
+@pytest.mark.parametrize(("whom", "signum"), [("one", "SIGINT"), ("torchrun", "SIGTERM"), ("all", "SIGTERM")])
+def test_a_signal_to_some_stops_both(whom, signum, tmp_path):
+    """After the iteration in hand and a checkpoint; each may get the signal more than once."""
+    code, ((out, err), silence) = launch(tmp_path, __file__, "signal_in_third_iteration", whom, signum)
+    assert code != 0
+    assert "Traceback" not in err and silence == ("", "")
+    steps = int(out.split("Stopped: ")[1].split(" steps")[0].replace(",", ""))
+    assert steps == 3 * BATCH if whom == "one" else steps >= 3 * BATCH
+    go_on(tmp_path, steps)
 
 
 if __name__ == "__main__":

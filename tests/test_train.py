@@ -313,11 +313,13 @@ class TestProcess:
             train(Args(**{"total_timesteps": 512} | changes))
         with ppo.process_settings():
             during = [torch.get_num_threads(), *map(signal.getsignal, (signal.SIGINT, signal.SIGTERM))]
+            torch.use_deterministic_algorithms(True)
+            ppo.stop_signals.append(signal.SIGINT)
         assert (torch.get_num_threads(), *map(signal.getsignal, (signal.SIGINT, signal.SIGTERM))) == before
         assert all(a != b for a, b in zip(before, during, strict=True))
+        assert not ppo.stop_signals and not torch.are_deterministic_algorithms_enabled()
         torch.set_num_threads(threads)
 
-    @pytest.mark.xfail(strict=True, reason="replace(saved[args], **args.given) puts the first values back")
     def test_what_is_set_later_holds(self):
         """A notebook changes arguments that it has."""
         args = Args(total_timesteps=512)

@@ -5,8 +5,6 @@ Used as `--env-id worlds:NAME`.
 
 import itertools
 import math
-import random
-import time
 from typing import ClassVar
 
 import gymnasium as gym
@@ -82,14 +80,6 @@ class Probe4(World):
 
     def reward(self, action):
         return 1.0 if action == 1 else -1.0
-
-
-class Sleepy(World):
-    """Takes a tenth of a second for a step."""
-
-    def reward(self, action):
-        time.sleep(0.1)
-        return 1.0
 
 
 class Probe5(Probe2):
@@ -262,16 +252,6 @@ class NanObservation(World):
         return np.full(1, float("nan") if self.t == 7 else 0.0, np.float32)
 
 
-class Careless(World):
-    """Draws its reward from the global generators, when it is made."""
-
-    def __init__(self):
-        self.pay = np.random.rand() + random.random()  # noqa: NPY002
-
-    def reward(self, action):
-        return self.pay
-
-
 class Raising(World):
     """Breaks at its seventh step."""
 
@@ -288,27 +268,6 @@ class RaisingAtReset(World):
 
     def observe(self):
         raise ValueError("no start")
-
-
-class RaisingWhenMade(World):
-    """Can't even be made."""
-
-    def __init__(self):
-        raise RuntimeError("no licence")
-
-
-class OldApi(World):
-    """Returns four values from step, as before gymnasium."""
-
-    def step(self, action):
-        return self.observe(), 0.0, False, {}
-
-
-class WrongShape(World):
-    """Observes two numbers where it promised one."""
-
-    def observe(self):
-        return np.zeros(2, np.float32)
 
 
 class Images(World):
@@ -404,15 +363,6 @@ class ChannelsLast(Lives):
         return np.full((12, 10, 4), self.t, np.uint8)
 
 
-class GrayFrames(Lives):
-    """Without an axis for channels."""
-
-    observation_space = Box(0, 255, (20, 30), np.uint8)
-
-    def observe(self):
-        return np.full((20, 30), self.t, np.uint8)
-
-
 class EndlessReward(Lives):
     rewards: ClassVar = [1.0, 1.0, math.inf, 1.0, 1.0, 1.0, 1.0]
 
@@ -446,13 +396,6 @@ class Endless(World):
 
     def render(self):
         return np.full((32, 32, 3), 128, np.uint8)
-
-
-class BadPicture(Endless):
-    """Can't show itself."""
-
-    def render(self):
-        raise RuntimeError("no picture today")
 
 
 class Continuous(World):
