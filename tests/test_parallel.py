@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -274,6 +275,7 @@ def go_on(folder, steps):
     (run_dir,) = Path(folder, "runs").iterdir()
     saved = ppo.load_checkpoint(run_dir)
     assert saved["global_step"] == steps
+    time.sleep(1)  # event files are sorted by the second in which they began
     assert train(Args(resume=run_dir, total_timesteps=steps + BATCH))["global_step"] == steps + BATCH
     assert ppo.load_checkpoint(run_dir)["optimizer"]["state"][0]["step"] == (steps // BATCH + 1) * 16
     assert list(scalars({"run_dir": run_dir})["charts/SPS"]) == list(range(BATCH, steps + BATCH + 1, BATCH))

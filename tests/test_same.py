@@ -39,7 +39,7 @@ VARIANTS = {
         "Agent.policy": ("frames are sent as bytes", 2),
         "Agent.numpy_policy": ("the CNN acts by itself", 7),
         "process_settings": ("all cores", 1),
-        "train": ("devices, lives, signs of rewards, bytes, no statistics", 18),
+        "train": ("devices, lives, signs of rewards, bytes, no statistics", 19),
     },
 }
 
