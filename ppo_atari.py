@@ -195,7 +195,7 @@ class Agent(nn.Module):
         """Observations (M, O) → the policy's outputs, and values (M,). Acting and learning share it: change it here."""
         obs = obs.view(-1, *self.shape).movedim(1 + self.shape.index(min(self.shape)), 1)  # channels first
         with torch.autocast(obs.device.type, torch.bfloat16, enabled=self.bf16):
-            features = self.trunk(obs.to(torch.bfloat16 if self.bf16 else torch.float32) / 255).float()  # detail 22
+            features = self.trunk(obs.to(torch.bfloat16 if self.bf16 else torch.float32).div_(255)).float()  # detail 22
         return self.actor(features), self.critic(features).squeeze(-1)
 
     def forward(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -510,7 +510,7 @@ another kernel | atari | detail 21: the Nature CNN | reference
 - nn.Conv2d(32, 64, 4, 2)
 + nn.Conv2d(32, 64, 5, 2, 1)
 bytes as they are | atari | detail 22: divided by 255 | reference
-- / 255).float()
+- .div_(255)).float()
 + ).float()
 heads in bfloat16 | atari | values, advantages and the loss are float32 | atari::TestPrecision
 -         return self.actor(features), self.critic(features).squeeze(-1)
