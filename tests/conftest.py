@@ -19,7 +19,7 @@ settings.load_profile("same every time")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--gpu", action="store_true", help="run test_gpu.py on the GPU instead of the CPU")
+    parser.addoption("--gpu", action="store_true", help="run test_gpu.py too, on a GPU")
 
 
 def pytest_configure(config):
