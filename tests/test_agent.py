@@ -1,5 +1,6 @@
 """The policy and its pieces: initialisation, distributions, masks, sampling, action spaces, running statistics."""
 
+import importlib
 import itertools
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch.distributions import Categorical
 import ppo
 import ppo_continuous
 import worlds
-from conftest import make_agent
+from conftest import ROOT, make_agent
 from ppo import Args, RunningMeanStd, train
 
 EXISTS = np.array([[True, True, False], [True, True, True]])  # components with 2 and 3 choices
@@ -319,6 +320,24 @@ def test_the_script_itself_acts_in_numpy(script, num_envs, monkeypatch):
     agent = script.train(script.Args(env_id=env_id, norm_obs=True, learning_rate=0.01, **sizes))["agent"]
     assert agent.policy == agent.numpy_policy
     assert counts.count(1) >= 4 * 128 and counts.count(0) <= 4  # to compare
+
+
+def test_what_a_fork_adds_to_the_stateful_is_resumed(tmp_path, monkeypatch):
+    """Another optimizer, in the one place for such things, in a copy of the script."""
+    here = 'stateful = {"agent": agent, "optimizer": optimizer'
+    source = (ROOT / "ppo.py").read_text()
+    assert source.count(here) == 1
+    (tmp_path / "fork.py").write_text(source.replace(here, f'{here}, "schedule": SCHEDULE'))
+    monkeypatch.syspath_prepend(tmp_path)
+    fork = importlib.import_module("fork")
+    parameter = nn.Parameter(torch.zeros(1))
+    fork.SCHEDULE = torch.optim.lr_scheduler.LinearLR(torch.optim.SGD([parameter], lr=1.0), total_iters=100)
+    for _ in range(7):
+        fork.SCHEDULE.step()
+    run_dir = fork.train(fork.Args(total_timesteps=512))["run_dir"]
+    fork.SCHEDULE = torch.optim.lr_scheduler.LinearLR(torch.optim.SGD([parameter], lr=1.0), total_iters=100)
+    fork.train(fork.Args(resume=run_dir, total_timesteps=1024))
+    assert fork.SCHEDULE.last_epoch == 7
 
 
 def test_a_forks_state_is_saved_and_resumed(monkeypatch):

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from gymnasium.spaces import Discrete
 
 import ppo
+import ppo_continuous
 from conftest import ROOT, make_agent
 from ppo import Args, RunningMeanStd, compute_gradient, train
 from test_probes import probability, value
@@ -268,6 +269,18 @@ def test_environments_that_can_not_be_shared_out(tmp_path):
     assert code != 0
     assert all(out == "" and err.startswith("error: num_minibatches and processes must divide") for out, err in printed)
     assert not (tmp_path / "runs").exists()
+
+
+def test_continuous_actions(tmp_path):
+    """The rest is the same to the letter: two processes train, end together, and save their run."""
+    sizes = ("--env-id", "Pendulum-v1", "--num-envs", "2", "--num-steps", "64", "--total-timesteps", "256")
+    code, ((out, _), silence) = launch(tmp_path, ROOT / "ppo_continuous.py", *sizes)
+    assert code == 0 and silence == ("", "")
+    assert out.startswith("Done: 256 steps")
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    saved = ppo_continuous.load_checkpoint(run_dir)
+    assert saved["global_step"] == 256 and saved["agent"]["obs_stats.count"].tolist() == [256] * 3
+    assert saved["optimizer"]["state"][0]["step"] == 2 * 32 * 10
 
 
 def go_on(folder, steps):
