@@ -176,6 +176,16 @@ def test_running_statistics(sizes, mean, deviation, seed):
     np.testing.assert_allclose(stats.var, everything.var(0), rtol=1e-4, atol=1e-11 * mean**2)
 
 
+@given(st.floats(1e3, 1e7), st.integers(2, 3000))
+def test_running_statistics_of_a_constant(value, size):
+    """Rounding makes no variance negative, whose root is taken."""
+    stats = RunningMeanStd((1,))
+    for _ in range(2):
+        stats.update(np.full((size, 1), value, np.float32))
+        assert stats.var >= 0
+    assert stats.mean.item() == pytest.approx(value, rel=1e-6)
+
+
 def test_observations_are_normalised_in_the_network():
     agent = make_agent(ppo, 2, Discrete(3), norm_obs=True)
     data = np.random.default_rng(0).normal(3, [0.1, 10], (50, 2))
@@ -245,6 +255,14 @@ class Clamped(ppo.Agent):
         return super().network(obs.clamp(-0.5, 3))
 
 
+class Forbidding(ppo.Agent):
+    """Knows better than to do something where it hardly ever is."""
+
+    def network(self, obs):
+        outputs, values = super().network(obs)
+        return outputs - 1e9 * (obs[:, :1].abs() > 2.3) * torch.tensor([1, 0]), values
+
+
 class Cooling(ppo.Agent):
     """With a state of its own, which learning changes: a policy that becomes more random by the minibatch."""
 
@@ -272,6 +290,7 @@ FORKS = [
     pytest.param(fork(lambda agent: setattr(agent, "head", nn.Linear(4, 1))), True, {"head"}, id="not used yet"),
     pytest.param(Gated, False, set(), id="a gate that opens"),
     pytest.param(Clamped, False, set(), id="clamped inputs"),
+    pytest.param(Forbidding, False, set(), id="an exception far away"),
     pytest.param(Cooling, False, set(), id="a state"),
 ]
 

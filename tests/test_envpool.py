@@ -134,6 +134,15 @@ def test_seeds():
     assert not (envs.reset()[0] == envs.reset()[0]).any(1).any()  # a reset starts other episodes
 
 
+@pytest.mark.parametrize("env_id", ["CartpoleBalance-v1", "HalfCheetah-v5"])
+def test_observations_of_any_form(env_id):
+    """A dict of arrays is flattened."""
+    envs = ppo.make_envs(ppo.Args(env_id=env_id, vectorization="envpool"), 2)
+    shape = (2, *envs.single_observation_space.shape)
+    assert len(shape) == 2 and envs.reset(seed=3)[0].shape == shape
+    assert envs.step(np.zeros((2, *envs.single_action_space.shape)))[0].shape == shape
+
+
 @pytest.mark.parametrize("num_envs", [1, 4])
 def test_training(num_envs):
     """Runs, saves, evaluates and goes on, also where EnvPool is missing; the same seed gives the same run."""

@@ -401,6 +401,25 @@ class TestStopping:
     def test_never_above_it(self):
         assert train(Args(stop_return=501.0, total_timesteps=4096))["global_step"] == 4096
 
+    @pytest.mark.parametrize("world", ["InfiniteObservation", "CartPole-v1"])
+    def test_what_is_not_finite_after_the_update_is_not_saved(self, world, monkeypatch, tmp_path):
+        """Statistics that have seen what normalisation clips; parameters after the last minibatch."""
+        calls, compute_gradient = [], ppo.compute_gradient
+
+        def explode(*args):
+            calls.append(args)
+            gradient, diagnostics = compute_gradient(*args)
+            return gradient * (float("nan") if len(calls) == 2 * 16 and world == "CartPole-v1" else 1), diagnostics
+
+        monkeypatch.setattr(ppo, "compute_gradient", explode)
+        env_id = world if "-" in world else f"worlds:{world}"
+        with pytest.raises(SystemExit, match=r"error: before step 64, no longer finite: \['(obs_stats|actor)"):
+            train(Args(env_id=env_id, norm_obs=True, total_timesteps=1024, num_steps=8, save_interval=0))
+        (run_dir,) = (tmp_path / "runs").iterdir()
+        saved = ppo.load_checkpoint(run_dir)
+        assert saved["global_step"] == 32
+        assert all(tensor.isfinite().all() for tensor in saved["agent"].values())
+
     def test_when_training_is_no_longer_finite(self, monkeypatch, tmp_path):
         """It says what, and at which step; and the checkpoint before it stays."""
         calls, compute_gradient = [], ppo.compute_gradient
@@ -414,7 +433,7 @@ class TestStopping:
         with pytest.raises(SystemExit) as stopped:
             train(Args(total_timesteps=1024, num_steps=8, save_interval=0))
         error = stopped.value.code
-        assert error.startswith("error: before step 96, no longer finite: policy_loss, ")
+        assert error.startswith("error: before step 96, no longer finite: ['policy_loss', ")
         assert "--learning-rate" in error
         (run_dir,) = (tmp_path / "runs").iterdir()
         saved = ppo.load_checkpoint(str(run_dir))

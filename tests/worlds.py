@@ -252,6 +252,15 @@ class NanObservation(World):
         return np.full(1, float("nan") if self.t == 7 else 0.0, np.float32)
 
 
+class InfiniteObservation(NanObservation):
+    """Sees no obstacle after its ninth step."""
+
+    length = 20
+
+    def observe(self):
+        return np.full(1, math.inf if self.t == 9 else 0.0, np.float32)
+
+
 class Raising(World):
     """Breaks at its seventh step."""
 
