@@ -1,5 +1,6 @@
 """Every test runs in an empty folder of its own, and finds the script and the environments of the tests."""
 
+import faulthandler
 import os
 import sys
 from pathlib import Path
@@ -33,6 +34,14 @@ def make_agent(script, obs_size, space, **arguments):
     return script.Agent(
         SimpleNamespace(single_observation_space=obs_space, single_action_space=space), script.Args(**arguments)
     )
+
+
+@pytest.fixture(autouse=True)
+def no_test_hangs():
+    """One that takes a quarter of an hour ends its process, and shows where it was."""
+    faulthandler.dump_traceback_later(900, exit=True, file=sys.__stderr__)
+    yield
+    faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(autouse=True)
