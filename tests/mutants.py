@@ -240,7 +240,7 @@ compared near by | ppo | a changed network acts as it learns | agent
 the NumPy policy does not normalise | vectors | detail 28: in acting, too | agent
 - x = ((x - self.obs_stats.mean.numpy()) / np.sqrt(self.obs_stats.var.numpy() + 1e-8)).clip(-10, 10)
 + pass
-the acting policy is old | vectors | the newest policy acts | train::TestCollecting continuous::TestActions
+the acting policy is old | vectors | the newest policy acts, also in films | agent
 - agent.layers = [[x.detach().numpy() for x
 + agent.layers = [[x.detach().numpy().copy() for x
 

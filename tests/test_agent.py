@@ -339,6 +339,8 @@ def test_the_script_itself_acts_in_numpy(script, num_envs, monkeypatch):
     agent = script.train(script.Args(env_id=env_id, norm_obs=True, learning_rate=0.01, **sizes))["agent"]
     assert agent.policy == agent.numpy_policy
     assert counts.count(1) >= 4 * 128 and counts.count(0) <= 4  # to compare
+    obs = torch.randn(5, agent.actor[0].in_features)  # and afterwards, in films and evaluation, with the newest weights
+    np.testing.assert_allclose(agent.policy(obs.numpy()), agent.network(obs)[0].detach(), rtol=1e-3, atol=1e-4)
 
 
 def test_what_a_fork_adds_to_the_stateful_is_resumed(tmp_path, monkeypatch):
