@@ -291,7 +291,7 @@ noise of one step | vectors | steps explore independently | train::TestNoise con
 noise of one iteration | ppo | iterations explore independently, also after resuming | train::TestNoise
 - manual_seed(hash((args.seed, global_step, RANK)))
 + manual_seed(hash((args.seed, 0, RANK)))
-noise of one seed | ppo | another seed explores otherwise | train::TestReproducing
+noise of one seed | ppo | another seed explores otherwise | train::TestNoise
 - manual_seed(hash((args.seed, global_step, RANK)))
 + manual_seed(hash((global_step, RANK)))
 
