@@ -381,9 +381,11 @@ class TestLogging:
         result = train(Args(total_timesteps=512, num_steps=4, num_envs=4))
         logged = scalars(result)
         assert set(logged["charts/episodic_return"]) < set(logged["charts/SPS"])
-        whole = train(Args(total_timesteps=512))
-        for name, mean in zip(("return", "length"), np.mean(whole["episodes"], 0), strict=True):
-            assert scalars(whole)[f"charts/episodic_{name}"][512] == pytest.approx(mean)
+        first, both = (train(Args(total_timesteps=steps, anneal_lr=False)) for steps in (512, 1024))
+        parts = {512: first["episodes"], 1024: both["episodes"][len(first["episodes"]) :]}
+        for step, part in parts.items():
+            for name, mean in zip(("return", "length"), np.mean(part, 0), strict=True):
+                assert scalars(both)[f"charts/episodic_{name}"][step] == pytest.approx(mean)
 
     def test_only_whole_iterations(self):
         """Also with one environment."""
