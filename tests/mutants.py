@@ -712,9 +712,6 @@ compiled as one for good | ppo | after training, the process is as it was | trai
 - with at_end, torch._dynamo.config.patch(trace_autograd_ops=True):
 + torch._dynamo.config.trace_autograd_ops = True
 +     with at_end:
-environments stay open | ppo | nothing stays open when a run ends by an error | command_line
-- at_end.callback(envs.close)
-+ pass
 the writer stays open | ppo | nothing stays open when a run ends by an error | command_line
 - at_end.callback(writer.close)
 + pass

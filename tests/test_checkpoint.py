@@ -363,6 +363,22 @@ class TestEvaluating:
             results = evaluate(agent, args, 6, max_length=max_length)
             assert results == [(100 * k * n + n * (n - 1) / 2, n) for k, n in enumerate(lengths)]
 
+    def test_an_interrupted_episode_does_not_count(self, monkeypatch):
+        """Nor is there another one."""
+        run_dir = counting(monkeypatch)["run_dir"]
+        agent, calls, act = load(run_dir)[0], [], ppo.Agent.act
+        monkeypatch.setattr(ppo, "stop_signals", [])
+
+        def interrupted(*args, **kwargs):
+            calls.append(len(calls))
+            ppo.stop_signals.extend([signal.SIGINT] * (len(calls) == 7))  # of 2 + 3 + 4 steps
+            return act(*args, **kwargs)
+
+        monkeypatch.setattr(ppo.Agent, "act", interrupted)
+        monkeypatch.setattr(worlds.Counting, "created", 0)
+        results = evaluate(agent, load_checkpoint(run_dir)["args"], 9)
+        assert [length for _, length in results] == [2, 3] and len(calls) == 7
+
     def test_the_policy_is_the_trained_one(self):
         """Actions are sampled from it, with its masks, its first choice, and several components."""
         settings = {"num_steps": 16, "learning_rate": 0.02, "ent_coef": 0.0, "total_timesteps": 2048}

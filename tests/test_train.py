@@ -318,6 +318,7 @@ class TestProcess:
         assert (torch.get_num_threads(), *map(signal.getsignal, (signal.SIGINT, signal.SIGTERM))) == before
         assert all(a != b for a, b in zip(before, during, strict=True))
         assert not ppo.stop_signals and not torch.are_deterministic_algorithms_enabled()
+        assert not torch._dynamo.config.trace_autograd_ops
         torch.set_num_threads(threads)
 
     def test_what_is_set_later_holds(self):
