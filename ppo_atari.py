@@ -160,7 +160,7 @@ class RunningMeanStd(nn.Module):
         x = torch.from_numpy(data).double() - mean
         new, deviations, squares = WORLD_SIZE * all_mean(torch.stack([x**0, x, x**2]).sum(1))  # sums over all processes
         shift = deviations / (count + new)  # of the mean, around which all squares are taken
-        self.var.copy_(((var * count + squares) / (count + new) - shift**2).clamp(min=0))  # but for rounding
+        self.var.copy_(((var * count + squares) / (count + new) - shift**2).clamp(min=0))  # rounding can go below
         self.mean.copy_(mean + shift)
         self.count.copy_(count + new)
 

@@ -151,7 +151,7 @@ class RunningMeanStd(nn.Module):
         x = torch.from_numpy(data).double() - mean
         new, deviations, squares = WORLD_SIZE * all_mean(torch.stack([x**0, x, x**2]).sum(1))  # sums over all processes
         shift = deviations / (count + new)  # of the mean, around which all squares are taken
-        self.var.copy_(((var * count + squares) / (count + new) - shift**2).clamp(min=0))  # but for rounding
+        self.var.copy_(((var * count + squares) / (count + new) - shift**2).clamp(min=0))  # rounding can go below
         self.mean.copy_(mean + shift)
         self.count.copy_(count + new)
 
@@ -381,9 +381,9 @@ def train(args: Args) -> dict:
         clip_coef = torch.full((), args.clip_coef * (left if args.anneal_clip else 1), device=device)  # detail a
         torch.default_generator.manual_seed(hash((args.seed, global_step, RANK)))  # the same in a resumed run
         vars(agent).pop("policy", None)
-        with suppress(Exception):  # act in NumPy, as long as that computes what `network`, which forks change, does
+        with suppress(Exception):  # act in NumPy as long as it computes what `network` does, where it was and beyond
             agent.layers = [[x.detach().numpy() for x in layer.parameters()] for layer in agent.actor]  # same memory
-            probe = np.concatenate([obs[T % 8 :: 8], 999 * obs[T % 8 :: 8] - 9]).reshape(-1, obs.shape[2])  # and far
+            probe = np.concatenate([obs[T % 8 :: 8], 999 * obs[T % 8 :: 8] - 9]).reshape(-1, obs.shape[2])
             if np.allclose(agent.numpy_policy(probe), agent.policy(probe), rtol=1e-3, atol=1e-4):
                 agent.policy = agent.numpy_policy
 
