@@ -3,6 +3,7 @@
 import importlib
 import itertools
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -326,6 +327,35 @@ def test_what_a_fork_writes_is_what_acts(agent_class, in_numpy, resting, monkeyp
     assert max(kls)[0] > 1e-4
     rests = {name for name, param in agent.named_parameters() if torch.equal(param, start[name])}
     assert {name.rpartition(".")[0] for name in rests} == resting
+
+
+class Clock(worlds.World):
+    """Shows the step within a rollout of 128; the one after its last is again 0."""
+
+    length, action_space = None, Discrete(2)
+
+    def observe(self):
+        return np.array([self.t % 128 / 128], np.float32)
+
+
+gym.register("Clock", Clock)
+
+
+class Siesta(ppo.Agent):
+    """Does nothing but one thing in the middle of each rollout."""
+
+    def network(self, obs):
+        outputs, values = super().network(obs)
+        return outputs - 1e9 * ((obs > 0.3) & (obs < 0.6)) * torch.tensor([1, 0]), values
+
+
+def test_what_a_fork_writes_is_compared_over_the_whole_rollout(monkeypatch, minibatches):
+    """Also where neither the first nor the last observation is, nor anything far off."""
+    monkeypatch.setattr(ppo, "Agent", Siesta)
+    agent = train(Args(env_id="Clock", total_timesteps=1024, learning_rate=1e-6))["agent"]
+    assert agent.policy != agent.numpy_policy
+    obs, actions = (torch.cat([batch[name] for batch, _ in minibatches[16:]]) for name in ("obs", "actions"))
+    assert actions[(obs > 0.3) & (obs < 0.6)].all() and 0.2 < actions.float().mean() < 0.9
 
 
 @pytest.mark.parametrize(("script", "num_envs"), [(ppo, 1), (ppo, 4), (ppo_continuous, 1), (ppo_continuous, 4)])
