@@ -15,15 +15,30 @@ from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+from forks import Forks  # noqa: E402 (from the folder that was just named)
+
 settings.register_profile("same every time", derandomize=True, deadline=None, database=None, max_examples=60)
 settings.load_profile("same every time")
 
 
 def pytest_addoption(parser):
     parser.addoption("--gpu", action="store_true", help="run test_gpu.py too, on a GPU")
+    about = "your fork of a script: run the tests that make sense for it, and no others (several times if wanted)"
+    parser.addoption("--script", action="append", default=[], metavar="FILE", help=about)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """The tests of a fork take less than three minutes on two cores, which pytest-xdist shares out."""
+    if config.getoption("--script") and config.getoption("numprocesses", 0) is None and not config.option.usepdb:
+        config.option.numprocesses = min(2, os.cpu_count())
 
 
 def pytest_configure(config):
+    config.addinivalue_line("markers", "proves(*details, kinds): which details a test proves, for which scripts")
+    config.pluginmanager.register(Forks())
+    if config.getoption("--script") and config.option.tbstyle == "auto":
+        config.option.tbstyle = "short"
     if not config.getoption("gpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # also for the processes that tests start: one machine is as the other
 
@@ -48,6 +63,18 @@ def no_test_hangs():
 def empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def fork(request):
+    """A script, as a module: each of ours, or those that `--script` names."""
+    return request.param.module
+
+
+@pytest.fixture
+def kind(request):
+    """Of the script: discrete, continuous or pixels."""
+    return request.node.callspec.params["fork"].kind
 
 
 @pytest.fixture

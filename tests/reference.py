@@ -242,6 +242,12 @@ class Learner:
         features = forward(self.trunk, obs / 255 if self.pixels else obs, self.params)
         return forward(self.actor, features, self.params), forward(self.critic, features, self.params)[0]
 
+    def backward(self, to_outputs, to_value, grads):
+        """From the derivatives of the loss by outputs and value to those by the parameters, added to `grads`."""
+        to_features = backward(self.actor, to_outputs, self.params, grads)
+        to_features = to_features + backward(self.critic, np.array([to_value]), self.params, grads)
+        backward(self.trunk, to_features, self.params, grads)
+
     def learn(self, steps, orders, num_iterations):
         """One iteration: from a rollout of T steps, new parameters. Returns the diagnostics, by minibatch.
 
@@ -328,9 +334,7 @@ class Learner:
 
             # Total: L_policy - ent_coef * entropy + vf_coef * L_value (detail 10)
             to_outputs = self.policy.gradient(outputs, sample, to_logprob / M, -args.ent_coef / M, params, grads)
-            to_features = backward(self.actor, to_outputs, params, grads)
-            to_features = to_features + backward(self.critic, np.array([args.vf_coef * to_value / M]), params, grads)
-            backward(self.trunk, to_features, params, grads)
+            self.backward(to_outputs, args.vf_coef * to_value / M, grads)
 
             values = -min(objective, clipped), value_loss, entropy, -math.log(ratio), ratio - 1 - math.log(ratio)
             for name, x in zip(names, [*values, abs(ratio - 1) > clip_coef], strict=True):
