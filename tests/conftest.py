@@ -15,7 +15,7 @@ from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-from forks import Forks  # noqa: E402 (from the folder that was just named)
+from forks import Forks, chosen  # noqa: E402 (from the folder that was just named)
 
 settings.register_profile("same every time", derandomize=True, deadline=None, database=None, max_examples=60)
 settings.load_profile("same every time")
@@ -30,15 +30,16 @@ def pytest_addoption(parser):
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config):
     """The tests of a fork take less than three minutes on two cores, which pytest-xdist shares out."""
-    if config.getoption("--script") and config.getoption("numprocesses", 0) is None and not config.option.usepdb:
+    main = "PYTEST_XDIST_WORKER" not in os.environ and not config.option.usepdb
+    if main and config.getoption("--script") and config.getoption("numprocesses", 0) is None:
         config.option.numprocesses = min(2, os.cpu_count())
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "proves(*details, kinds): which details a test proves, for which scripts")
     config.pluginmanager.register(Forks())
-    if config.getoption("--script") and config.option.tbstyle == "auto":
-        config.option.tbstyle = "short"
+    if config.getoption("--script"):
+        chosen(config)  # a mistake is told before any process starts
+        config.option.tbstyle = "short" if config.option.tbstyle == "auto" else config.option.tbstyle
     if not config.getoption("gpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # also for the processes that tests start: one machine is as the other
 

@@ -11,9 +11,11 @@ import importlib.util
 import re
 import sys
 import traceback
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -142,6 +144,26 @@ def looked_for(error: Exception, script: Script) -> str | None:
     return f"looked for {text}" if isinstance(error, KeyError) else None
 
 
+def script_of(item) -> Script | None:
+    """The script that a test is run on."""
+    script = getattr(item, "callspec", SimpleNamespace(params={})).params.get("fork")
+    return script if isinstance(script, Script) else None
+
+
+@contextmanager
+def skip_what_is_not_there(item):
+    reason = None
+    try:
+        yield
+    except (AttributeError, TypeError, KeyError) as error:
+        script = item.config.getoption("--script") and script_of(item)
+        reason = script and looked_for(error, script)
+        if not reason:
+            raise
+    if reason:
+        pytest.skip(reason)
+
+
 class Forks:
     """The plugin."""
 
@@ -157,41 +179,40 @@ class Forks:
 
     def pytest_collection_modifyitems(self, config, items):
         if config.getoption("--script"):
-            meant = [item for item in items if isinstance(item.callspec.params.get("fork"), Script)]
+            meant = [item for item in items if script_of(item)]
             config.hook.pytest_deselected(items=[item for item in items if item not in meant])
             items[:] = meant
             for item in items:
-                script = item.callspec.params["fork"]
+                script = script_of(item)
                 details = [detail for marker in item.iter_markers("proves") for detail in marker.args]
                 item.user_properties.append(("fork", (str(script.path), script.kind, *details)))
                 if purpose := sorted(script.on_purpose & {*details}):
                     item.add_marker(pytest.mark.skip(f"changed on purpose: {', '.join(purpose)}"))
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_call(self, item):
-        try:
+    def pytest_runtest_setup(self, item):
+        with skip_what_is_not_there(item):
             return (yield)
-        except (AttributeError, TypeError, KeyError) as error:
-            script = item.callspec.params.get("fork") if hasattr(item, "callspec") else None
-            reason = script and item.config.getoption("--script") and looked_for(error, script)
-            if not reason:
-                raise
-        pytest.skip(reason)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item):
+        with skip_what_is_not_there(item):
+            return (yield)
 
     def pytest_terminal_summary(self, terminalreporter, config):
         if config.getoption("--script"):
-            for line in table(terminalreporter.stats):
+            for line in table(terminalreporter.stats, chosen(config)):
                 terminalreporter.write_line(line, red="BROKEN" in line)
 
 
-def table(stats: dict) -> list[str]:
+def table(stats: dict, scripts: list[Script]) -> list[str]:
     """For each script and detail: proven, broken or not testable, and the test to look at or the reason."""
-    found = {}
+    found = {(str(script.path), script.kind): {} for script in scripts}
     for report in [report for word in ("failed", "error", "passed", "skipped") for report in stats.get(word, [])]:
         for path, kind, *details in [value for name, value in report.user_properties if name == "fork"]:
             test = report.nodeid.split("/")[-1].replace(f"[{Path(path).stem}]", "").replace(f"{Path(path).stem}-", "")
             for detail in details:
-                found.setdefault((path, kind), {}).setdefault(detail, []).append((report, test))
+                found[path, kind].setdefault(detail, []).append((report, test))
     lines = []
     for (path, kind), details in found.items():
         lines += ["", f"{path}: {KINDS[kind][0]}", ""]

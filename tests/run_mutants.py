@@ -3,6 +3,7 @@
     python tests/run_mutants.py                       # all of mutants.py
     python tests/run_mutants.py "no lambda" "arg-max" # these
     python tests/run_mutants.py --changed             # those in lines changed since main, or else a sample of ten
+    python tests/run_mutants.py --fork                # 26 in forks: another network, another name; `--script` runs
 
 Each mutant is planted in a copy of the repository, where the fast tests run up to the first that fails; not those that
 compare source. Prints which test killed it. At the end, the tests that killed run once more without any bug, and must
@@ -37,6 +38,19 @@ SAMPLE = (
     ("lives do not matter", "ppo_atari.py"),
     ("Adam forgets", "ppo.py"),
 )
+IN_FORKS = {
+    "ppo.py": (
+        "every rollout begins with a reset, weights not orthogonal, the learning rate stays, not shuffled, "
+        "no clipping, less entropy is better, KL from new to old, entropy of one component, masks of the step before, "
+        "no target KL, reset steps count, arg-max, Adam forgets, "
+        "evaluation changes statistics, gradients of one process"
+    ),
+    "ppo_continuous.py": (
+        "time limits end, the better value, Adam's eps 1e-8, components averaged, clipped actions are stored, "
+        "statistics of the last rollout, rewards centred"
+    ),
+    "ppo_atari.py": "advantages not normalised, no gradient clip, lives do not matter, bytes as they are",
+}
 Planting = tuple[Mutant, str]  # a mutant, and the script that gets it
 
 
@@ -113,12 +127,30 @@ def plant(planting: Planting, threads: int) -> tuple[int, str, float]:
         return code, test, time.time() - start
 
 
+def other_network(text: str) -> str:
+    """A script with another network: as a fork has it."""
+    changed = text.replace("nn.Tanh()", "nn.ReLU()").replace("64 * 7 * 7, 512", "64 * 7 * 7, 256")
+    return changed.replace("linear(512,", "linear(256,")
+
+
+def plant_in_fork(planting: Planting, threads: int) -> tuple[int, str, float]:
+    """As `plant`, in a fork of the script, on which the tests of `--script` run."""
+    mutant, script = planting
+    start, command = time.time(), ["--script", "my_ppo.py", "-p", "no:xdist"]
+    with tempfile.TemporaryDirectory() as folder:
+        repository = copy(folder)
+        text = mutant.plant((repository / script).read_text())
+        (repository / "tests" / "my_ppo.py").write_text(other_network(text))
+        return *pytest(repository, [".", *command], threads), time.time() - start
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "names", nargs="*", help="names of mutants, or of scripts to plant them in; all if none is given"
     )
     parser.add_argument("--changed", action="store_true", help="those in changed lines, or else a sample of ten")
+    parser.add_argument("--fork", action="store_true", help="plant them in forks: those named, or a list of 26")
     parser.add_argument("--limit", type=int, default=10, help="with --changed: so many at most")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="mutants at a time")
     args = parser.parse_args()
@@ -144,10 +176,13 @@ def main() -> int:
         chosen = chosen[::step]
         print(f": {len(chosen)} are planted")
 
+    if args.fork and not args.names:
+        chosen = [(m, script) for m, script in everything if m.name in IN_FORKS[script].split(", ")]
     survived, killers, start = [], set(), time.time()
     with ThreadPoolExecutor(args.jobs) as pool:
         threads = max(1, os.cpu_count() // args.jobs)
-        jobs = {pool.submit(plant, planting, threads): planting for planting in chosen}
+        run = plant_in_fork if args.fork else plant
+        jobs = {pool.submit(run, planting, threads): planting for planting in chosen}
         for i, job in enumerate(as_completed(jobs), 1):
             (mutant, script), (code, test, seconds) = jobs[job], job.result()
             verdict = {0: "SURVIVED", 1: "killed by " + test}.get(code, f"pytest ended with {code}: {test}")
@@ -161,7 +196,7 @@ def main() -> int:
     print(f"{len(chosen)} mutants, {len(chosen) - len(survived)} killed by {len(killers)} tests, in ", end="")
     print(f"{(time.time() - start) / 60:.1f} minutes")
     with tempfile.TemporaryDirectory() as folder:
-        innocent = sorted(test for test in killers if "::" in test)
+        innocent = sorted(test for test in killers if "::" in test and not args.fork)
         code, test = pytest(copy(folder), innocent, os.cpu_count()) if innocent else (0, "")
     if code:
         print(f"without any bug, {test} fails too: it proves nothing")
