@@ -119,9 +119,9 @@ def chosen(config) -> list[Script]:
     if not hasattr(config, "scripts"):
         paths = [Path(config.invocation_params.dir, path).resolve() for path in config.getoption("--script")]
         config.scripts = [Script(path) for path in paths]
+        if missing := [script.path for script in config.scripts if not script.path.is_file()]:
+            raise pytest.UsageError(f"--script {missing[0]}: there is no such file")
         for script in config.scripts:
-            if not script.path.is_file():
-                raise pytest.UsageError(f"--script {script.path}: there is no such file")
             script.find_kind()
         config.scripts = config.scripts or [Script(TESTS.parent / name, kind) for name, kind in OURS.items()]
     return config.scripts

@@ -1,0 +1,97 @@
+"""The command for forks, `python -m pytest tests --script my_ppo.py`: what it finds, skips and says."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT
+from mutants import MUTANTS
+from run_mutants import IN_FORKS, other_network
+
+
+def command(text, *options, name="my_ppo.py"):
+    """Run it on a script: exit code, output, and the table, a line of words for each detail."""
+    Path(name).write_text(text)
+    words = [sys.executable, "-m", "pytest", str(ROOT / "tests"), "--script", name, "-p", "no:cacheprovider", *options]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
+    rows = re.findall(r"^ *(\S.*?)  .*?  (proven|BROKEN|not testable) +(.*)$", done.stdout, re.MULTILINE)
+    return done.returncode, done.stdout + done.stderr, {detail: (word, where) for detail, word, where in rows}
+
+
+FOUND = [
+    ("ppo.py", "no clipping", "8", "the_policy_loss or total_loss or gae_is"),
+    ("ppo_continuous.py", "statistics of the last rollout", "28", "normalised or second_implementation"),
+    ("ppo_atari.py", "lives do not matter", "16", "lost_life or sign"),
+]
+
+
+@pytest.mark.parametrize(("script", "bug", "detail", "tests"), FOUND)
+def test_a_bug_in_a_fork_is_found(script, bug, detail, tests):
+    """In a copy with another network and another name. `run_mutants.py --fork` plants 26, and runs all tests."""
+    assert bug in IN_FORKS[script]
+    (mutant,) = [mutant for mutant in MUTANTS if mutant.name == bug and script in mutant.scripts]
+    fork = other_network((ROOT / script).read_text())
+    assert fork != (ROOT / script).read_text()
+    code, output, rows = command(mutant.plant(fork), "-n2", "-k", tests)
+    assert code == 1 and rows[detail][0] == "BROKEN", output
+    assert "proven" in {word for word, _ in rows.values()}  # not everything is called broken
+    code, output, rows = command(fork, "-n2", "-k", tests)
+    assert code == 0 and {word for word, _ in rows.values()} == {"proven"}, output
+
+
+def test_the_list_of_bugs_for_forks():
+    names = [(mutant.name, script) for mutant in MUTANTS for script in mutant.scripts]
+    for script, bugs in IN_FORKS.items():
+        assert all((bug, script) in names for bug in bugs.split(", "))
+    assert sum(len(bugs.split(", ")) for bugs in IN_FORKS.values()) >= 20
+
+
+def test_what_a_fork_does_not_have_is_named():
+    """Renamed, removed, with other arguments, or changed on purpose; and what it has is tested."""
+    fork = (ROOT / "ppo.py").read_text()
+    for old, new in {
+        "compute_gae": "estimate_advantages",
+        "    anneal_clip: bool = False": "    # anneal_clip: bool = False",
+        "args.anneal_clip": "False",
+        "def linear(inputs: int, outputs: int, gain: float = 2**0.5)": "def linear(inputs: int, outputs: int, *, gain=1.4)",
+        "linear(64, outputs, 0.01)": "linear(64, outputs, gain=0.01)",
+        "linear(64, 1, 1.0)": "linear(64, 1, gain=1.0)",
+    }.items():
+        assert old in fork
+        fork = fork.replace(old, new)
+    fork += "\n# changed on purpose: 9, 13\n"
+    tests = "gae_is or clip_range or initial_weights or value_loss or share_nothing or total_loss"
+    code, output, rows = command(fork, "-n2", "-k", tests)
+    assert code == 0, output
+    assert {detail: word for detail, (word, _) in rows.items() if word == "proven"} == {}, output
+    assert rows["5"] == ("not testable", "looked for compute_gae (test_fork.py::test_gae_is_the_sum_of_its_definition)")
+    assert rows["a"][1].startswith("looked for anneal_clip ")
+    assert rows["2"][1].startswith("looked for linear() with other arguments ")
+    assert rows["9"][1].startswith("changed on purpose: 9 ")
+    assert rows["13"][1].startswith("changed on purpose: 13 ")
+
+
+def test_what_breaks_in_the_fork_is_no_missing_piece():
+    fork = (ROOT / "ppo.py").read_text().replace("    deltas = rewards", "    np.no_such_function()\n    deltas = rewards")
+    code, output, rows = command(fork, "-n0", "-k", "gae_is")
+    assert code == 1 and rows["5"][0] == "BROKEN", output
+    assert "no_such_function" in output
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "message"),
+    [
+        ("", "", "there is no such file"),
+        ("x = 1", "my_ppo.py", "can't be tested as a fork of these scripts: AttributeError: module"),
+        ("x = ", "my_ppo.py", "can't be tested as a fork of these scripts: SyntaxError: invalid syntax"),
+    ],
+)
+def test_mistakes(text, name, message):
+    code, output, _ = command(text, name=name or "my_ppo.py", *["--script", "other.py"] * (not name))
+    assert code == 4
+    assert output.startswith("ERROR: --script ") and message in output and "Traceback" not in output
