@@ -230,8 +230,18 @@ class TestResuming:
         assert [step for step in after if after[step] != before[step]] == list(range(320, 641, 64))
 
     def test_speed_is_that_of_the_session(self, finished, iterations_of_ten_seconds):
+        """Steps of all environments, over the time since it began."""
+        speeds = scalars(train(Args(**SHORT)))["charts/SPS"]
+        assert speeds == pytest.approx(dict.fromkeys(range(64, 641, 64), 6.4))
         copy = shutil.copytree(finished, "copy")
-        assert scalars(resume(copy, total_timesteps=704))["charts/SPS"][704] == pytest.approx(6.4)
+        speeds = scalars(resume(copy, total_timesteps=832))["charts/SPS"]
+        assert [speeds[step] for step in (704, 768, 832)] == pytest.approx([6.4] * 3)
+
+    def test_progress_is_that_of_the_run(self, finished, capsys):
+        capsys.readouterr()
+        resume(shutil.copytree(finished, "copy"), total_timesteps=960)
+        bars = capsys.readouterr().err.split("\r")
+        assert "640/960 [" in bars[1] and "960/960 [" in bars[-1]
 
     @pytest.mark.parametrize("how", ["command line", "notebook", "notebook, Path"])
     def test_what_is_given_holds_and_the_rest_is_as_saved(self, how):
@@ -257,7 +267,8 @@ class TestResuming:
         assert digest(finished) == before
 
     @pytest.mark.parametrize(
-        ("interval", "saves"), [(0.0, range(64, 641, 64)), (25.0, (64, 256, 448, 640)), (1000.0, (64, 640))]
+        ("interval", "saves"),
+        [(0.0, range(64, 641, 64)), (25.0, (64, 256, 448, 640)), (30.0, (64, 256, 448, 640)), (1000.0, (64, 640))],
     )
     def test_how_often_to_save(self, interval, saves, snapshots, iterations_of_ten_seconds, monkeypatch):
         """After the first iteration, so many seconds after the last save, and at the end.
@@ -400,10 +411,14 @@ class TestEvaluating:
         assert out == f"60 episodes: return {2 * likely - 1:.2f} ± 0.00\n"
 
     def test_each_episode_starts_elsewhere(self):
-        """Probe2 pays what chance shows at the start."""
+        """Probe2 pays what chance shows at the start, in one step. The command prints returns."""
         args = Args(env_id="worlds:Probe2", num_steps=16, total_timesteps=64)
-        results = evaluate(train(args)["agent"], args, 20)
-        assert {episode_return for episode_return, _ in results} == {-1.0, 1.0}
+        result = train(args)
+        results = evaluate(result["agent"], args, 20)
+        returns = [episode_return for episode_return, _ in results]
+        assert {*results} == {(-1.0, 1), (1.0, 1)}
+        _, out, _ = command("--evaluate", result["run_dir"], "--eval-episodes", 20)
+        assert out == f"20 episodes: return {np.mean(returns):.2f} ± {np.std(returns):.2f}\n"
 
     @pytest.mark.parametrize("normalised", [True, False])
     def test_normalisation_is_the_saved_one_and_stays(self, normalised, monkeypatch):

@@ -201,6 +201,71 @@ MISTAKES |= {
 }
 
 
+DEFAULTS = {
+    "seed": 1,
+    "torch_deterministic": True,
+    "cuda": True,
+    "device": "auto",
+    "compile": False,
+    "track": False,
+    "wandb_project_name": "ppo",
+    "wandb_entity": None,
+    "capture_video": False,
+    "save_interval": 60.0,
+    "resume": None,
+    "evaluate": None,
+    "eval_episodes": 10,
+    "eval_greedy": False,
+    "env_id": "CartPole-v1",
+    "vectorization": "auto",
+    "total_timesteps": 500_000,
+    "stop_return": None,
+    "num_envs": 4,
+    "num_steps": 128,
+    "learning_rate": 2.5e-4,
+    "anneal_lr": True,
+    "gamma": 0.99,
+    "gae_lambda": 0.95,
+    "num_minibatches": 4,
+    "update_epochs": 4,
+    "norm_adv": True,
+    "clip_coef": 0.2,
+    "anneal_clip": False,
+    "clip_vloss": True,
+    "ent_coef": 0.01,
+    "vf_coef": 0.5,
+    "max_grad_norm": 0.5,
+    "target_kl": None,
+    "norm_obs": False,
+    "norm_reward": False,
+}
+CONTINUOUS = {"env_id": "HalfCheetah-v5", "total_timesteps": 1_000_000, "num_envs": 1, "num_steps": 2048}
+CONTINUOUS |= {"learning_rate": 3e-4, "num_minibatches": 32, "update_epochs": 10, "ent_coef": 0.0}
+CONTINUOUS |= {"norm_obs": True, "norm_reward": True}
+ATARI = {"env_id": "ALE/Breakout-v5", "total_timesteps": 10_000_000, "num_envs": 8, "clip_coef": 0.1}
+ATARI |= {"repeat_action_probability": 0.0, "bf16": True}
+OTHER_DEFAULTS = {"ppo": {}, "ppo_continuous": CONTINUOUS, "ppo_atari": ATARI}
+
+
+@pytest.mark.parametrize("script", OTHER_DEFAULTS)
+def test_defaults(script):
+    """All of them: those that the field knows, with which results are compared."""
+    expected = DEFAULTS | {"exp_name": script} | OTHER_DEFAULTS[script]
+    if script == "ppo_atari":
+        del expected["norm_obs"]
+    assert dataclasses.asdict(importlib.import_module(script).Args()) == expected
+
+
+@pytest.mark.parametrize(("num_envs", "num_steps"), [(3, 128), (4, 2), (2, 4)])
+def test_each_process_needs_minibatches_of_its_own(num_envs, num_steps, monkeypatch):
+    """Of two samples at least: an environment for each process alone is not enough."""
+    monkeypatch.setattr(ppo, "WORLD_SIZE", 2)
+    with pytest.raises(SystemExit, match="num_minibatches and processes must divide"):
+        ppo.check_args(Args(num_envs=num_envs, num_steps=num_steps))
+    ppo.check_args(Args(num_envs=4, num_steps=4))
+    ppo.check_args(Args(num_envs=2, num_steps=4, norm_adv=False))
+
+
 def test_every_number_has_a_range():
     numbers = {field.name for field in dataclasses.fields(Args) if {int, float} & {field.type, *get_args(field.type)}}
     assert numbers == set(NUMBERS)
