@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -79,33 +79,39 @@ def fails(*args, script=ROOT / "ppo.py"):
     return err
 
 
-def start(*args, code=None, **kwargs):
-    """The command, or a driver around it, as a process of its own."""
+def start(*args, code=None):
+    """The command, or a driver around it, as a process of its own, in a group of its own."""
     words = [sys.executable, *(["-c", code] if code else [str(ROOT / "ppo.py")]), *map(str, args)]
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(words, env=os.environ | {"PYTHONPATH": path}, **pipes | kwargs)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    started.append(subprocess.Popen(words, env=os.environ | {"PYTHONPATH": path}, **pipes))
+    return started[-1]
+
+
+started = []  # processes, which no test leaves behind
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind():
+    """However a test ends: nor what its processes have started."""
+    yield
+    while started:
+        process = started.pop()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def wait_for(condition, process=None):
-    """Until it holds; two minutes are the guard against a hang, at whose end the process is not left behind."""
-    deadline = time.time() + 120
+    """Until it holds; ten minutes are no more than the guard against a hang, however busy the machine is."""
+    deadline = time.time() + 600
     while not (result := condition()):
-        if time.time() > deadline or (process and process.poll() is not None):
-            process and process.kill()
-            pytest.fail(f"in vain: {process.communicate() if process else condition}")
+        if process and process.poll() is not None and not (result := condition()):
+            pytest.fail(f"in vain, process ended: {process.communicate()}")
+        if time.time() > deadline:
+            pytest.fail(f"in vain: {condition}")
         time.sleep(0.01)
     return result
-
-
-def finish(process):
-    """Standard output and standard error, at its end, which is soon, or it is not left behind."""
-    try:
-        return process.communicate(timeout=60)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        raise
 
 
 def run_folder(process=None):
@@ -296,7 +302,7 @@ class TestKilling:
             kills += 1
             assert saved + 640 <= load_checkpoint(folder)["global_step"] < 9600
             process = start("--resume", folder)
-        out, err = process.communicate()
+        out, err = process.communicate(timeout=600)
         assert process.returncode == 0, err
         assert "Done: 9,600 steps" in out
         assert logged_steps(folder) == list(range(64, 9601, 64))
@@ -320,7 +326,7 @@ os.fsync, os.replace = broken_fsync, broken_rename
 ppo.train(ppo.Args(total_timesteps=640, num_steps=16, save_interval=0))
 """
         process = start(code=code)
-        process.communicate()
+        process.communicate(timeout=600)
         assert process.returncode == -signal.SIGKILL
         folder = run_folder()
         assert load_checkpoint(folder)["global_step"] == 256
@@ -329,16 +335,24 @@ ppo.train(ppo.Args(total_timesteps=640, num_steps=16, save_interval=0))
         assert logged_steps(folder) == list(range(64, 641, 64))
         assert sorted(path.name.split(".")[-1] for path in folder.glob("[ac]*")) == ["json", "pt"]
 
+    def test_the_last_words_are_said_before_another_signal_can_end_it(self):
+        """When training returns, signals do what they did before; here, one comes at once."""
+        code = "import os, ppo; ppo.train(ppo.Args(total_timesteps=512)); os.kill(os.getpid(), 15)"
+        process = start(code=code)
+        out, err = process.communicate(timeout=600)
+        assert process.returncode == -signal.SIGTERM, err
+        assert out.startswith("Done: 512 steps") and out.endswith(" --total-timesteps 1024\n")
+
     @pytest.mark.parametrize(
         ("signum", "exit_code", "vectorization"),
         [(signal.SIGINT, 130, "async"), (signal.SIGTERM, 143, "auto")],
     )
     def test_signals_save_and_say_how_to_go_on(self, signum, exit_code, vectorization):
         """As from a terminal: Ctrl-C reaches the processes of the environments, too."""
-        process = start("--total-timesteps", 10**9, "--vectorization", vectorization, start_new_session=True)
+        process = start("--total-timesteps", 10**9, "--vectorization", vectorization)
         folder = run_folder(process)
         os.killpg(process.pid, signum) if signum == signal.SIGINT else process.send_signal(signum)
-        out, err = finish(process)
+        out, err = process.communicate(timeout=600)
         assert process.returncode == exit_code
         assert "Traceback" not in err
         saved = load_checkpoint(folder)
@@ -442,7 +456,7 @@ class TestEvaluating:
         process = start("--evaluate", finished, "--eval-episodes", 10**5, "--capture-video")
         wait_for(lambda: len(list(Path("videos").glob("*/*.mp4"))) >= 2, process)
         process.send_signal(signal.SIGINT)
-        out, err = finish(process)
+        out, err = process.communicate(timeout=600)
         assert " episodes: return " in out and "Traceback" not in err
 
     def test_what_training_needed_is_not_needed(self, finished, monkeypatch):

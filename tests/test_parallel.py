@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -30,13 +31,22 @@ def launch(folder, script, *args):
     flags = ["--standalone", "--nproc-per-node=2", "--redirects=3", "--log-dir=logs"]
     command = [sys.executable, "-m", "torch.distributed.run", *flags, str(script), *args]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = (
+        "300"  # seconds for an iteration and a save on a busy machine, not 30
+    )
     torchrun = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.DEVNULL)
     try:
-        code = torchrun.wait(timeout=300)
+        code = torchrun.wait(timeout=600)
     except subprocess.TimeoutExpired:
-        torchrun.terminate()  # which ends its processes too, by force after 30 seconds
-        torchrun.wait()
         pytest.fail("two processes wait for each other")
+    finally:
+        if torchrun.poll() is None:  # nothing is left behind: its processes, which have groups of their own, end first
+            rows = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True).stdout.split("\n")
+            pairs = [tuple(map(int, row.split())) for row in rows if row]
+            for pid in [pid for pid, parent in pairs if parent == torchrun.pid] + [torchrun.pid]:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            torchrun.wait()
     logs = Path(folder).glob("logs/*/attempt_0/*")
     return code, [((log / "stdout.log").read_text(), (log / "stderr.log").read_text()) for log in sorted(logs)]
 
