@@ -766,6 +766,13 @@ mistakes are not looked for | ppo | a mistake gets one line, before anything is 
 -     check_args(args)
 +     pass
 
+limits are not allowed | ppo | what is just allowed | command_line::test_what_is_just_allowed
+- not low <= value <= high
++ not low < value < high
+two samples are too few | ppo | what is just allowed | command_line::test_what_is_just_allowed
+- not 1 + args.norm_adv <= size
++ not 2 + args.norm_adv <= size
+
 # Checkpoints and evaluation
 two runs share a folder | ppo | two runs never share a folder | train::TestReproducing
 - .exists() and args.resume is None:

@@ -271,6 +271,23 @@ def test_every_number_has_a_range():
     assert numbers == set(NUMBERS)
 
 
+LIMITS = {
+    "fractions of 1": {"learning_rate": 1.0, "gamma": 1.0, "gae_lambda": 1.0},
+    "fractions of 0": dict.fromkeys(("learning_rate", "gamma", "gae_lambda", "clip_coef", "max_grad_norm"), 0.0),
+    "weights of 0": dict.fromkeys(("ent_coef", "vf_coef", "target_kl", "save_interval"), 0.0),
+    "large numbers": {"stop_return": 1e15, "seed": 10**15, "total_timesteps": 10**15, "clip_coef": 1e15},
+    "a low return": {"stop_return": -1e15, "seed": 0},
+    "two samples": {"num_envs": 1, "num_steps": 2, "num_minibatches": 1},
+    "one sample": {"num_envs": 1, "num_steps": 2, "num_minibatches": 2, "norm_adv": False},
+    "many samples": {"num_envs": 10**4, "num_steps": 10**4, "num_minibatches": 1},
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_what_is_just_allowed(name):
+    ppo.check_args(Args(**LIMITS[name]))
+
+
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_gets_one_line_and_leaves_nothing(name, capsys, tmp_path):
     changes, message = MISTAKES[name]
@@ -332,7 +349,7 @@ def test_async_environments_end_quietly(tmp_path):
     args = ("--env-id", "worlds:NanReward", "--num-steps", "4", "--total-timesteps", "160")
     environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
     words = [sys.executable, ROOT / "ppo.py", *args, "--vectorization", "async"]
-    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.split("\n")[-2].startswith("error: before step ")
 

@@ -18,7 +18,7 @@ SIZES = {"num_envs": 4, "num_steps": 5, "num_minibatches": 1, "update_epochs": 1
 class Sometimes(worlds.World):
     """Observes (time, environment), and fails when a forbidden action is taken.
 
-    Environment 0 sends a mask at every time, 1 never, 2 at even ones, 3 by chance; and at each fifth one, nobody does.
+    Environment 0 sends a mask at every time, 1 never, 2 at even ones, 3 by chance; and at each fourth one, nobody does.
     """
 
     observation_space, action_space = Box(-np.inf, np.inf, (2,)), Discrete(4)
@@ -38,7 +38,7 @@ class Sometimes(worlds.World):
     def info(self):
         rng = np.random.default_rng([self.time, self.number])
         mask, sends = rng.permutation([1, rng.integers(2), 0, 0]), rng.random() < 0.5
-        sends = [True, False, self.time % 2 == 0, sends][self.number] and self.time % 5 != 3
+        sends = [True, False, self.time % 2 == 0, sends][self.number] and self.time % 4 != 3
         limits = sends and self.t < self.length  # after an end, nothing is forbidden
         self.allowed[self.time, self.number] = mask.astype(bool).tolist() if limits else [True] * 4
         return {"action_mask": mask.astype(np.int8)} if sends else {}
