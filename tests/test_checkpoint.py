@@ -82,9 +82,9 @@ def fails(*args, script=ROOT / "ppo.py"):
 def start(*args, code=None):
     """The command, or a driver around it, as a process of its own, in a group of its own."""
     words = [sys.executable, *(["-c", code] if code else [str(ROOT / "ppo.py")]), *map(str, args)]
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "PYTHONUNBUFFERED": ""}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    started.append(subprocess.Popen(words, env=os.environ | {"PYTHONPATH": path}, **pipes))
+    started.append(subprocess.Popen(words, env=env, **pipes))
     return started[-1]
 
 
@@ -99,7 +99,7 @@ def nothing_is_left_behind():
         process = started.pop()
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.wait()
 
 
 def wait_for(condition, process=None):

@@ -30,7 +30,7 @@ def launch(folder, script, *args):
     """Run a script in two processes: torchrun's exit code, and standard output and standard error of each process."""
     flags = ["--standalone", "--nproc-per-node=2", "--redirects=3", "--log-dir=logs"]
     command = [sys.executable, "-m", "torch.distributed.run", *flags, str(script), *args]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "PYTHONUNBUFFERED": ""}
     environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = (
         "300"  # seconds for an iteration and a save on a busy machine, not 30
     )
