@@ -973,7 +973,8 @@ only process 0 resumes Adam | ppo | all processes resume | parallel::TestWatched
 only process 0 resumes the policy | ppo | all processes resume | parallel::TestWatched
 - load_checkpoint(args.resume, **stateful)
 + load_checkpoint(args.resume, **(stateful if RANK == 0 else {"optimizer": optimizer}))
-minibatches too small to be shared out | ppo | each process has minibatches of its own | command_line
+minibatches too small to be shared out | ppo | each process has minibatches of its own
+| command_line::test_each_process_needs_minibatches_of_its_own
 - args.num_minibatches * WORLD_SIZE)
 + args.num_minibatches)
 other parameters in each process | ppo | parameters stay bit-equal across processes | parallel
