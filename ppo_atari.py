@@ -495,9 +495,9 @@ def train(args: Args) -> dict:
 
     bar.close()
     if RANK == 0:
-        script, more = f"python {os.path.relpath(__file__)}", "" if stops else f" --total-timesteps {2 * total_steps}"
+        call, more = f"\n  python {os.path.relpath(__file__)}", "" if stops else f" --total-timesteps {2 * total_steps}"
         print(f"{'Stopped' if stops else 'Done'}: {global_step:,} steps, mean return {mean_return:.2f}. Next:")
-        print(f"  tensorboard --logdir runs\n  {script} --evaluate {run_dir}\n  {script} --resume {run_dir}{more}")
+        print(f"  tensorboard --logdir runs{call} --evaluate {run_dir}{call} --resume {run_dir}{more}", flush=True)
     result = {"agent": agent, "run_dir": run_dir, "global_step": global_step, "episodes": episodes}
     return result | {"exit_code": 128 + stops[0] if stops and RANK == 0 else 0}  # torchrun ends all at one's error
 

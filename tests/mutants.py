@@ -212,6 +212,38 @@ masks of ended episodes | ppo | detail d: after an end, there is nothing to choo
 masks of the step before | ppo | detail d | reference
 - masks[t + 1] = agent.masks(info, ended) if "action_mask" in info else agent.exists
 + masks[t + 1] = masks[t]
+masks stick | choices | detail d: who sends none may do everything | masks
+- masks[t + 1] = agent.masks(info, ended) if "action_mask" in info else agent.exists
++ masks[t + 1] = agent.masks(info, ended) if "action_mask" in info else masks[t]
+masks of the last iteration stick | choices | detail d: who sends none may do everything | masks
+- masks[t + 1] = agent.masks(info, ended) if "action_mask" in info else agent.exists
++ masks[t + 1] = agent.masks(info, ended) if "action_mask" in info else masks[t + 1]
+masks of all or none | choices | detail d: some environments send one | masks
+- masks[t + 1] = agent.masks(info, ended) if "action_mask" in info else
++ masks[t + 1] = agent.masks(info, ended) if info.get("_action_mask", np.zeros(1)).all() else
+masks are lost between rollouts | choices | detail d: rollouts go on with them | masks
+- obs[0], masks[0] = obs[T], masks[T]
++ obs[0], masks[0] = obs[T], agent.exists
+masks of the start are lost | choices | detail d: at the first step | masks
+-     masks[T] = agent.masks(info, ended)
+-     run_dir
++     run_dir
+masks are not learned from | choices | detail d: in the loss | masks
+- batch["masks"] = masks[:T]
++ batch["masks"] = np.tile(agent.exists, (T, N, 1, 1))
+no masks in evaluation | choices | detail d: in evaluation | masks
+- agent.act(obs, agent.masks(info, ended), greedy
++ agent.act(obs, None, greedy
+masks stick in evaluation | choices | detail d: in evaluation, who sends none may do everything | masks
+- envs, results = make_envs(args, 1, video_folder), []
++ envs, results, kept = make_envs(args, 1, video_folder), [], None
+- agent.act(obs, agent.masks(info, ended), greedy
++ agent.act(obs, kept := agent.masks(info, ended) if "action_mask" in info or kept is None else kept, greedy
+masks of the start in evaluation | choices | detail d: in evaluation | masks
+-         ended, episode_return, length = np.zeros(1, bool), 0.0, 0
++         ended, episode_return, length, start = np.zeros(1, bool), 0.0, 0, info
+- agent.act(obs, agent.masks(info, ended), greedy
++ agent.act(obs, agent.masks(start, ended), greedy
 components averaged | ppo | detail 37: log-probabilities summed | agent
 - batch["actions"].unsqueeze(-1)).sum((-2, -1))
 + batch["actions"].unsqueeze(-1)).mean((-2, -1))
@@ -294,6 +326,42 @@ noise of one iteration | ppo | iterations explore independently, also after resu
 noise of one seed | ppo | another seed explores otherwise | train::TestNoise
 - manual_seed(hash((args.seed, global_step, RANK)))
 + manual_seed(hash((global_step, RANK)))
+noise of the first step | all | steps explore independently | chance
+- , noise[t])
++ , noise[0])
+noise of the first environment | all | environments explore independently | chance
+- , noise[t])
++ , np.repeat(noise[t, :1], N, axis=0))
+noise of every second step | all | steps explore independently | chance
+- , noise[t])
++ , noise[t // 2])
+noise of the first iteration | all | iterations explore independently | chance
+- noise, finished = agent.noise(T, N), []
++ noise, finished = agent.noise(T, N) if global_step == saved["global_step"] else noise, []
+noise of the session | all | a resumed run explores anew | chance
+- manual_seed(hash((args.seed, global_step, RANK)))
++ manual_seed(hash((args.seed, global_step - saved["global_step"], RANK)))
+resumed processes share noise | ppo | processes explore independently, also in a resumed run | chance
+- manual_seed(hash((args.seed, global_step, RANK)))
++ manual_seed(hash((args.seed, global_step, RANK if args.resume is None else 0)))
+processes share noise after an iteration | ppo | processes explore independently in all iterations | chance
+- manual_seed(hash((args.seed, global_step, RANK)))
++ manual_seed(hash((args.seed, global_step, 0 if global_step else RANK)))
+environments of one seed | all | another seed has other episodes | chance
+- env_seed = hash((args.seed, global_step, RANK))
++ env_seed = hash((global_step, RANK))
+neighbouring seeds share environments | all | no two environments have the same seed | chance
+- env_seed = hash((args.seed, global_step, RANK)) % 2**31
++ env_seed = (args.seed + hash((global_step, RANK))) % 2**31
+neighbouring processes share environments | ppo | no two environments have the same seed | chance
+- env_seed = hash((args.seed, global_step, RANK)) % 2**31
++ env_seed = (hash((args.seed, global_step)) + RANK) % 2**31
+resumed environments are those of others | ppo | no two environments have the same seed | chance
+- env_seed = hash((args.seed, global_step, RANK)) % 2**31
++ env_seed = (hash((args.seed, RANK)) + global_step // batch_size) % 2**31
+resumed processes share environments | ppo | no two environments have the same seed | chance
+- env_seed = hash((args.seed, global_step, RANK)) % 2**31
++ env_seed = hash((args.seed, global_step, RANK if args.resume is None else 0)) % 2**31
 
 # Updating
 not shuffled | all | detail 6: minibatch indices not shuffled | reference
@@ -302,6 +370,30 @@ not shuffled | all | detail 6: minibatch indices not shuffled | reference
 the same order in every epoch | ppo | detail 6: the same in every epoch | train::TestUpdating
 - in torch.randperm(T * N)
 + in torch.randperm(T * N, generator=torch.Generator().manual_seed(global_step))
+the same orders in every iteration | ppo | detail 6: anew in each iteration | chance
+-         for _ in range(args.update_epochs):
++         shuffler = torch.Generator().manual_seed(args.seed)
++         for _ in range(args.update_epochs):
+- in torch.randperm(T * N)
++ in torch.randperm(T * N, generator=shuffler)
+the same orders for every seed | ppo | detail 6: another seed, another order | chance
+-         for _ in range(args.update_epochs):
++         shuffler = torch.Generator().manual_seed(hash((global_step, RANK)))
++         for _ in range(args.update_epochs):
+- in torch.randperm(T * N)
++ in torch.randperm(T * N, generator=shuffler)
+the same orders in every process | ppo | detail 6: each process shuffles by itself | chance
+-         for _ in range(args.update_epochs):
++         shuffler = torch.Generator().manual_seed(hash((args.seed, global_step)))
++         for _ in range(args.update_epochs):
+- in torch.randperm(T * N)
++ in torch.randperm(T * N, generator=shuffler)
+environments of a step stay together | ppo | detail 6: single samples are shuffled | chance
+- torch.randperm(T * N).to(device)
++ (torch.randperm(T)[:, None] * N + torch.arange(N)).flatten().to(device)
+steps of an environment stay together | ppo | detail 6: single samples are shuffled | chance
+- torch.randperm(T * N).to(device)
++ (torch.randperm(N)[:, None] + N * torch.randperm(T)).flatten().to(device)
 drawn with replacement | ppo | detail 6: some samples never visited | train::TestUpdating
 - in torch.randperm(T * N)
 + in torch.randint(T * N, (T * N,))
@@ -348,6 +440,18 @@ the noisy KL ends epochs | ppo | detail c | reference
 the policy loss ends epochs | ppo | detail c | train::TestUpdating reference
 - [*losses].index("approx_kl")
 + 0
+stop at the target KL | ppo | detail c: beyond it | train::TestUpdating
+- all_mean(approx_kl) > args.target_kl
++ all_mean(approx_kl) >= args.target_kl
+a target KL of 0 is none | ppo | detail c: 0 is one, too | train::TestUpdating
+- if args.target_kl is not None and
++ if args.target_kl and
+the KL of the last minibatch | ppo | detail c: the mean of an epoch | train::TestUpdating
+- diagnostics[-args.num_minibatches :]
++ diagnostics[-1:]
+the largest KL of an epoch | ppo | detail c: the mean of an epoch | train::TestUpdating
+- diagnostics[-args.num_minibatches :]).mean(0)
++ diagnostics[-args.num_minibatches :]).amax(0)
 steps of one environment | ppo | the x-axis counts steps over all environments | train::TestLogging
 -         global_step += batch_size
 +         global_step += T
@@ -515,6 +619,34 @@ another kernel | atari | detail 21: the Nature CNN | reference
 bytes as they are | atari | detail 22: divided by 255 | reference
 - .div_(255)).float()
 + ).float()
+acting in float32 | atari | the policy that acts is the one that learns | atari::TestPrecision
+- agent.acting = torch.compile(
++ agent.acting = lambda x: (vars(agent).update(bf16=False), agent.network(x), vars(agent).update(bf16=args.bf16))[1]
++     _ = torch.compile(
+learning in float32 | atari | the policy that acts is the one that learns | atari::TestPrecision
+- enabled=self.bf16):
++ enabled=self.bf16 and not torch.is_grad_enabled()):
+estimating in float32 | atari | ratios begin at 1 | atari::TestPrecision
+-             batch["logprobs"], _, batch["values"] = agent(batch)
++             agent.bf16, bf16 = False, agent.bf16
++             batch["logprobs"], _, batch["values"] = agent(batch)
++             agent.bf16 = bf16
+the last values in float32 | atari | all values are of one network | atari::TestPrecision
+-             _, last_values = agent.network(torch.from_numpy(obs[T]).to(device))
++             agent.bf16, bf16 = False, agent.bf16
++             _, last_values = agent.network(torch.from_numpy(obs[T]).to(device))
++             agent.bf16 = bf16
+evaluating in float32 | atari | the policy that plays is the one that learned | atari::TestPrecision
+-     envs, results = make_envs(args, 1, video_folder), []
++     envs, results, agent.bf16 = make_envs(args, 1, video_folder), [], False
+old log-probabilities in bfloat16 | atari | ratios begin at 1 | atari::TestPrecision
+-             batch["logprobs"], _, batch["values"] = agent(batch)
++             batch["logprobs"], _, batch["values"] = agent(batch)
++             batch["logprobs"] = batch["logprobs"].bfloat16().float()
+values in bfloat16 | atari | values are float32 | atari::TestPrecision
+-             batch["logprobs"], _, batch["values"] = agent(batch)
++             batch["logprobs"], _, batch["values"] = agent(batch)
++             batch["values"] = batch["values"].bfloat16().float()
 heads in bfloat16 | atari | values, advantages and the loss are float32 | atari::TestPrecision
 -         return self.actor(features), self.critic(features).squeeze(-1)
 +             return self.actor(features), self.critic(features).squeeze(-1)
@@ -544,12 +676,42 @@ reset steps in the mean advantage | ppo | invalid samples count in no metric | t
 entropy without masks | ppo | the entropy is relative to the allowed choices | train::TestLogging
 - np.log(masks[:T][valid].sum(-1))
 + np.log(agent.exists[None].sum(-1))
+entropy relative to one component | ppo | the entropy is relative to all components | train::TestLogging
+- .sum(-1)).sum(-1).mean(), 1e-8)
++ .sum(-1)).mean(), 1e-8)
+entropy relative to the mean number of choices | ppo | the entropy is relative to each step's | train::TestLogging
+- np.log(masks[:T][valid].sum(-1)).sum(-1).mean()
++ np.log(masks[:T][valid].sum(-1).mean(0)).sum(-1)
+entropy of nothing to choose | ppo | a metric is a number | train::TestLogging
+- losses["entropy"] / max(np.log(masks[:T][valid].sum(-1)).sum(-1).mean(), 1e-8)
++ losses["entropy"] / np.log(masks[:T][valid].sum(-1)).sum(-1).mean()
+variance of equal returns | ppo | a metric is a number | train::TestLogging
+- max(returns[valid].var(), 1e-8)
++ returns[valid].var()
+the geometric mean of deviations | continuous | the mean deviation | continuous::TestActions
+- agent.log_std.exp().mean().item()
++ agent.log_std.mean().exp().item()
+the deviation of the first component | continuous | the mean deviation | continuous::TestActions
+- agent.log_std.exp().mean().item()
++ agent.log_std.exp()[0].item()
 the episodes of all iterations | ppo | the return of an iteration is that of its episodes | train::TestLogging
 - np.mean(finished, axis=0)
 + np.mean(episodes + finished, axis=0)
 speed counts earlier sessions | ppo | steps per second of this session | checkpoint::TestResuming
 - (global_step - saved["global_step"]) / (time
 + global_step / (time
+speed of an iteration over the time of all | ppo | steps per second since the session began | checkpoint::TestResuming
+- (global_step - saved["global_step"]) / (time
++ batch_size / (time
+the clock begins anew in each iteration | ppo | steps per second since the session began | checkpoint::TestResuming
+-         left = 1 - global_step / total_steps
++         left, start_time = 1 - global_step / total_steps, time.time()
+speed of one process | ppo | steps per second of all processes | parallel::TestWatched
+- (global_step - saved["global_step"]) / (time
++ (global_step - saved["global_step"]) / WORLD_SIZE / (time
+progress of the session | ppo | the progress is that of the run | checkpoint::TestResuming
+- tqdm(initial=global_step,
++ tqdm(initial=0,
 the first 100 episodes | ppo | the mean return is of the last 100 episodes | train::TestStopping
 - (episodes + finished)[-100:]
 + (episodes + finished)[:100]
@@ -559,6 +721,34 @@ a return of few episodes | ppo | `stop_return` needs 100 episodes | train::TestS
 no stop at the wanted return | ppo | `stop_return` | train::TestStopping
 - done = solved or stops
 + done = stops
+length for return | ppo | `stop_return` is of returns | train::TestStopping
+- np.mean(episodes, axis=0)[0]
++ np.mean(episodes, axis=0)[1]
+stop above the wanted return only | ppo | `stop_return` may be reached exactly | train::TestStopping
+- mean_return >= args.stop_return
++ mean_return > args.stop_return
+stop by the last iteration | ppo | the mean return is of the last 100 episodes | train::TestStopping
+- np.mean(episodes, axis=0)[0] if episodes
++ np.mean(finished or episodes, axis=0)[0] if episodes
+99 episodes are enough | ppo | `stop_return` needs 100 episodes | train::TestStopping
+- len(episodes) == 100
++ len(episodes) >= 99
+99 episodes are kept | ppo | the mean return is of the last 100 episodes | train::TestStopping
+- (episodes + finished)[-100:]
++ (episodes + finished)[-99:]
+- len(episodes) == 100
++ len(episodes) == 99
+101 episodes are needed | ppo | `stop_return` needs 100 episodes | train::TestStopping
+- (episodes + finished)[-100:]
++ (episodes + finished)[-101:]
+- len(episodes) == 100
++ len(episodes) == 101
+the median return | ppo | the mean return | train::TestStopping
+- np.mean(episodes, axis=0)[0] if episodes
++ np.median(episodes, axis=0)[0] if episodes
+no episode returned 0 | ppo | no mean of nothing | train::TestStopping
+- if episodes else float("nan")
++ if episodes else 0.0
 statistics and parameters may be anything | ppo | what is saved is finite | train::TestStopping
 - (losses | agent.state_dict()).items()
 + losses.items()
@@ -575,6 +765,13 @@ mistakes are not looked for | ppo | a mistake gets one line, before anything is 
 | command_line::test_a_mistake_gets_one_line_and_leaves_nothing
 -     check_args(args)
 +     pass
+
+limits are not allowed | ppo | what is just allowed | command_line::test_what_is_just_allowed
+- not low <= value <= high
++ not low < value < high
+two samples are too few | ppo | what is just allowed | command_line::test_what_is_just_allowed
+- not 1 + args.norm_adv <= size
++ not 2 + args.norm_adv <= size
 
 # Checkpoints and evaluation
 two runs share a folder | ppo | two runs never share a folder | train::TestReproducing
@@ -593,6 +790,13 @@ no checkpoint until the end | ppo | no checkpoint until hours into a run
 a checkpoint at every iteration | ppo | `save_interval` | checkpoint::TestResuming::test_how_often_to_save
 - saved_time = time.time()
 + pass
+a checkpoint after more than the interval | ppo | `save_interval` may be reached exactly
+| checkpoint::TestResuming::test_how_often_to_save
+- saved_time >= args.save_interval
++ saved_time > args.save_interval
+the last words wait | ppo | what is said is said before another signal ends it | checkpoint::TestKilling
+- , flush=True)
++ )
 written in place | ppo | a kill at any instant leaves a complete checkpoint
 | checkpoint::TestKilling::test_in_the_middle_of_a_save
 - open(run_dir / "checkpoint.tmp", "wb")
@@ -675,6 +879,20 @@ evaluation adds up returns | ppo | reported returns are those of one episode | c
 evaluation repeats an episode | ppo | each episode starts elsewhere | checkpoint::TestEvaluating
 - seed=None if results else args.seed % 2**31
 + seed=args.seed % 2**31
+the same noise at each step of evaluation | all | evaluation explores | chance
+-             actions = agent.act(obs,
++             torch.manual_seed(args.seed + len(results))
++             actions = agent.act(obs,
+the same noise in each episode of evaluation | all | evaluation explores | chance
+-         ended, episode_return, length = np.zeros(1, bool)
++         torch.manual_seed(args.seed)
++         ended, episode_return, length = np.zeros(1, bool)
+evaluation of one seed's episodes | all | another seed plays other episodes | chance
+- seed=None if results else args.seed % 2**31
++ seed=None if results else 1
+evaluation prints lengths | ppo | evaluation prints returns | checkpoint::TestEvaluating
+- [episode_return for episode_return, _ in results]
++ [length for _, length in results]
 interrupted episodes count | ppo | returns are those of whole episodes | checkpoint::TestEvaluating
 - results += [] if stop_signals else [(episode_return, length)]
 + results += [(episode_return, length)]
@@ -740,6 +958,25 @@ a sum for the mean | ppo | detail b: averaged | parallel
 each its own target KL | ppo | detail c: all processes end their epochs together | parallel
 - all_mean(approx_kl) > args.target_kl
 + approx_kl > args.target_kl
+the sum of KLs | ppo | detail c: the mean over processes | parallel::TestWatched
+- all_mean(approx_kl) > args.target_kl
++ WORLD_SIZE * all_mean(approx_kl) > args.target_kl
+the KL of process 0 | ppo | detail c: the mean over processes | parallel::TestWatched
+- all_mean(approx_kl) > args.target_kl
++ WORLD_SIZE * all_mean(approx_kl * (RANK == 0)) > args.target_kl
+only process 0 knows earlier episodes | ppo | all processes resume | parallel::TestWatched
+- global_step, episodes = saved["global_step"], saved["episodes"]
++ global_step, episodes = saved["global_step"], saved["episodes"] if RANK == 0 else []
+only process 0 resumes Adam | ppo | all processes resume | parallel::TestWatched
+- load_checkpoint(args.resume, **stateful)
++ load_checkpoint(args.resume, **(stateful if RANK == 0 else {"agent": agent}))
+only process 0 resumes the policy | ppo | all processes resume | parallel::TestWatched
+- load_checkpoint(args.resume, **stateful)
++ load_checkpoint(args.resume, **(stateful if RANK == 0 else {"optimizer": optimizer}))
+minibatches too small to be shared out | ppo | each process has minibatches of its own
+| command_line::test_each_process_needs_minibatches_of_its_own
+- args.num_minibatches * WORLD_SIZE)
++ args.num_minibatches)
 other parameters in each process | ppo | parameters stay bit-equal across processes | parallel
 - torch.manual_seed(args.seed)  #
 + torch.manual_seed(args.seed + RANK)  #
@@ -764,6 +1001,23 @@ episodes of one process | ppo | metrics are those of all processes | parallel
 every process writes | ppo | process 0 alone logs, saves and prints | parallel
 - if RANK == 0:  # which alone
 + if True:  # which alone
+
+# Defaults
+another lambda by default | all | defaults are those that results stand for | command_line::test_defaults
+- gae_lambda: float = 0.95
++ gae_lambda: float = 0.97
+another gradient norm by default | all | defaults are those that results stand for | command_line::test_defaults
+- max_grad_norm: float = 0.5
++ max_grad_norm: float = 1.0
+values are not clipped by default | all | defaults are those that results stand for | command_line::test_defaults
+- clip_vloss: bool = True
++ clip_vloss: bool = False
+greedy by default | all | policies are evaluated as they were trained | command_line::test_defaults
+- eval_greedy: bool = False
++ eval_greedy: bool = True
+sticky actions by default | atari | defaults are those that results stand for | command_line::test_defaults
+- repeat_action_probability: float = 0.0
++ repeat_action_probability: float = 0.25
 
 # Watching, and devices
 a film of every iteration | ppo | films at the start and at each tenth | watching::TestVideos

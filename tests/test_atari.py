@@ -365,6 +365,35 @@ class TestPrecision:
             monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda able=able: able)
             assert make_agent(bf16=wanted).bf16 == (able and wanted)
 
+    @pytest.mark.parametrize("bf16", [True, False])
+    def test_one_precision_for_all(self, bf16, monkeypatch):
+        """Acting, estimating, learning, and playing what was saved: what is compared was computed alike."""
+        seen, ratios, compute_gradient = [], [], ppo.compute_gradient
+
+        class Watched(ppo.Agent):
+            def __init__(self, *args):
+                super().__init__(*args)
+                self.trunk.register_forward_hook(lambda _, inputs, features: seen.append((phase, features.dtype)))
+
+        def record(agent, params, batch, *args):
+            gradient, diagnostics = compute_gradient(agent, params, batch, *args)
+            ratios.append([diagnostics[name].item() for name in ("old_approx_kl", "approx_kl", "clipfrac")])
+            with torch.no_grad():
+                torch.testing.assert_close(agent(batch)[2], batch["values"], atol=1e-6, rtol=1e-5)
+            return gradient, diagnostics
+
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+        monkeypatch.setattr(ppo, "Agent", Watched)
+        monkeypatch.setattr(ppo, "compute_gradient", record)
+        phase = "training"
+        result = train(env_id="worlds:Arcade", bf16=bf16, **SMALL | {"learning_rate": 0.0, "num_minibatches": 1})
+        phase = "evaluating"
+        evaluate(load(result["run_dir"])[0], Args(env_id="worlds:Arcade"), 2)
+        dtype = torch.bfloat16 if bf16 else torch.float32
+        assert {*seen} == {("training", dtype), ("evaluating", dtype)}
+        assert len(seen) > 3 * (8 + 2 + 2)
+        assert len(ratios) == 3 * 2 and np.abs(ratios).max() < 1e-6
+
 
 def learn(env_id, **changes):
     settings = {"total_timesteps": 1536, "num_envs": 8, "num_steps": 16, "learning_rate": 1e-3, "gamma": GAMMA}

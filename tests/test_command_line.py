@@ -201,9 +201,91 @@ MISTAKES |= {
 }
 
 
+DEFAULTS = {
+    "seed": 1,
+    "torch_deterministic": True,
+    "cuda": True,
+    "device": "auto",
+    "compile": False,
+    "track": False,
+    "wandb_project_name": "ppo",
+    "wandb_entity": None,
+    "capture_video": False,
+    "save_interval": 60.0,
+    "resume": None,
+    "evaluate": None,
+    "eval_episodes": 10,
+    "eval_greedy": False,
+    "env_id": "CartPole-v1",
+    "vectorization": "auto",
+    "total_timesteps": 500_000,
+    "stop_return": None,
+    "num_envs": 4,
+    "num_steps": 128,
+    "learning_rate": 2.5e-4,
+    "anneal_lr": True,
+    "gamma": 0.99,
+    "gae_lambda": 0.95,
+    "num_minibatches": 4,
+    "update_epochs": 4,
+    "norm_adv": True,
+    "clip_coef": 0.2,
+    "anneal_clip": False,
+    "clip_vloss": True,
+    "ent_coef": 0.01,
+    "vf_coef": 0.5,
+    "max_grad_norm": 0.5,
+    "target_kl": None,
+    "norm_obs": False,
+    "norm_reward": False,
+}
+CONTINUOUS = {"env_id": "HalfCheetah-v5", "total_timesteps": 1_000_000, "num_envs": 1, "num_steps": 2048}
+CONTINUOUS |= {"learning_rate": 3e-4, "num_minibatches": 32, "update_epochs": 10, "ent_coef": 0.0}
+CONTINUOUS |= {"norm_obs": True, "norm_reward": True}
+ATARI = {"env_id": "ALE/Breakout-v5", "total_timesteps": 10_000_000, "num_envs": 8, "clip_coef": 0.1}
+ATARI |= {"repeat_action_probability": 0.0, "bf16": True}
+OTHER_DEFAULTS = {"ppo": {}, "ppo_continuous": CONTINUOUS, "ppo_atari": ATARI}
+
+
+@pytest.mark.parametrize("script", OTHER_DEFAULTS)
+def test_defaults(script):
+    """All of them: those that the field knows, with which results are compared."""
+    expected = DEFAULTS | {"exp_name": script} | OTHER_DEFAULTS[script]
+    if script == "ppo_atari":
+        del expected["norm_obs"]
+    assert dataclasses.asdict(importlib.import_module(script).Args()) == expected
+
+
+@pytest.mark.parametrize(("num_envs", "num_steps"), [(3, 128), (4, 2), (2, 4)])
+def test_each_process_needs_minibatches_of_its_own(num_envs, num_steps, monkeypatch):
+    """Of two samples at least: an environment for each process alone is not enough."""
+    monkeypatch.setattr(ppo, "WORLD_SIZE", 2)
+    with pytest.raises(SystemExit, match="num_minibatches and processes must divide"):
+        ppo.check_args(Args(num_envs=num_envs, num_steps=num_steps))
+    ppo.check_args(Args(num_envs=4, num_steps=4))
+    ppo.check_args(Args(num_envs=2, num_steps=4, norm_adv=False))
+
+
 def test_every_number_has_a_range():
     numbers = {field.name for field in dataclasses.fields(Args) if {int, float} & {field.type, *get_args(field.type)}}
     assert numbers == set(NUMBERS)
+
+
+LIMITS = {
+    "fractions of 1": {"learning_rate": 1.0, "gamma": 1.0, "gae_lambda": 1.0},
+    "fractions of 0": dict.fromkeys(("learning_rate", "gamma", "gae_lambda", "clip_coef", "max_grad_norm"), 0.0),
+    "weights of 0": dict.fromkeys(("ent_coef", "vf_coef", "target_kl", "save_interval"), 0.0),
+    "large numbers": {"stop_return": 1e15, "seed": 10**15, "total_timesteps": 10**15, "clip_coef": 1e15},
+    "a low return": {"stop_return": -1e15, "seed": 0},
+    "two samples": {"num_envs": 1, "num_steps": 2, "num_minibatches": 1},
+    "one sample": {"num_envs": 1, "num_steps": 2, "num_minibatches": 2, "norm_adv": False},
+    "many samples": {"num_envs": 10**4, "num_steps": 10**4, "num_minibatches": 1},
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_what_is_just_allowed(name):
+    ppo.check_args(Args(**LIMITS[name]))
 
 
 @pytest.mark.parametrize("name", MISTAKES)
@@ -267,7 +349,7 @@ def test_async_environments_end_quietly(tmp_path):
     args = ("--env-id", "worlds:NanReward", "--num-steps", "4", "--total-timesteps", "160")
     environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
     words = [sys.executable, ROOT / "ppo.py", *args, "--vectorization", "async"]
-    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.split("\n")[-2].startswith("error: before step ")
 

@@ -56,16 +56,6 @@ def rollouts(monkeypatch):
     return seen
 
 
-def test_defaults():
-    """Those that the field knows."""
-    args = Args()
-    known = {"env_id": "HalfCheetah-v5", "total_timesteps": 10**6, "learning_rate": 3e-4, "num_envs": 1}
-    known |= {"num_steps": 2048, "num_minibatches": 32, "update_epochs": 10, "ent_coef": 0.0, "clip_coef": 0.2}
-    known |= {"norm_obs": True, "norm_reward": True, "gamma": 0.99, "gae_lambda": 0.95, "max_grad_norm": 0.5}
-    known |= {"vf_coef": 0.5, "clip_vloss": True, "norm_adv": True, "anneal_lr": True, "target_kl": None}
-    assert {name: getattr(args, name) for name in known} == known
-
-
 class TestPolicy:
     def agent(self, obs_size=5, actions=3):
         torch.manual_seed(0)
@@ -219,6 +209,18 @@ class TestActions:
         """As dm_control has them: flattened in the order of the space."""
         train(env_id="worlds:Control", norm_obs=False, total_timesteps=64)
         assert minibatches[0]["obs"].tolist() == [[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]] * 16
+
+    def test_the_mean_deviation_is_logged(self, monkeypatch):
+        """Of all components."""
+
+        class Wide(ppo.Agent):
+            def __init__(self, *args):
+                super().__init__(*args)
+                self.log_std.data = torch.tensor([1.0, -2.0])
+
+        monkeypatch.setattr(ppo, "Agent", Wide)
+        logged = scalars(train(env_id="worlds:AnythingContinuous", learning_rate=0.0))["losses/policy_std"]
+        assert [*logged.values()] == pytest.approx([(math.exp(1) + math.exp(-2)) / 2] * 10)
 
     def test_the_deviation_is_logged(self):
         result = train(env_id="worlds:Continuous4", learning_rate=0.01)

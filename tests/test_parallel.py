@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from ppo import Args, RunningMeanStd, compute_gradient, train
 from test_probes import probability, value
 from test_train import parameters, scalars
 
+TARGET_KL = 0.01  # of the run `normed`
 BATCH = 4 * 32  # steps of an iteration in the runs that end before their time
 SHORT = {"num_steps": 32, "learning_rate": 0.003, "norm_obs": True, "norm_reward": True, "save_interval": 0}
 
@@ -28,14 +30,23 @@ def launch(folder, script, *args):
     """Run a script in two processes: torchrun's exit code, and standard output and standard error of each process."""
     flags = ["--standalone", "--nproc-per-node=2", "--redirects=3", "--log-dir=logs"]
     command = [sys.executable, "-m", "torch.distributed.run", *flags, str(script), *args]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "PYTHONUNBUFFERED": ""}
+    environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = (
+        "300"  # seconds for an iteration and a save on a busy machine, not 30
+    )
     torchrun = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.DEVNULL)
     try:
-        code = torchrun.wait(timeout=300)
+        code = torchrun.wait(timeout=600)
     except subprocess.TimeoutExpired:
-        torchrun.terminate()  # which ends its processes too, by force after 30 seconds
-        torchrun.wait()
         pytest.fail("two processes wait for each other")
+    finally:
+        if torchrun.poll() is None:  # nothing is left behind: its processes, which have groups of their own, end first
+            rows = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True).stdout.split("\n")
+            pairs = [tuple(map(int, row.split())) for row in rows if row]
+            for pid in [pid for pid, parent in pairs if parent == torchrun.pid] + [torchrun.pid]:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            torchrun.wait()
     logs = Path(folder).glob("logs/*/attempt_0/*")
     return code, [((log / "stdout.log").read_text(), (log / "stderr.log").read_text()) for log in sorted(logs)]
 
@@ -43,11 +54,14 @@ def launch(folder, script, *args):
 # What the two processes do
 
 
-def listen(owner, name, keep):
-    """From now on, a list of what `keep` makes of the arguments of each call of owner.name."""
+def listen(owner, name, keep, result=False):
+    """From now on, a list of what `keep` makes of the arguments, or of the result, of each call of owner.name."""
     seen, function = [], getattr(owner, name)
 
     def call(*args, **kwargs):
+        if result:
+            seen.append(keep(output := function(*args, **kwargs)))
+            return output
         seen.append(keep(*args))
         return function(*args, **kwargs)
 
@@ -116,15 +130,20 @@ def watch(run_of_one):
     updates = listen(RunningMeanStd, "update", lambda stats, data: data.copy())
 
     settings = {"num_envs": 8, "num_steps": 16, "num_minibatches": 1, "update_epochs": 1}
-    result = train(Args(env_id="worlds:Masked", exp_name="single", total_timesteps=128, **settings))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("time.time", lambda: 1e9 + 10 * len(rollouts))  # iterations of ten seconds
+        result = train(Args(env_id="worlds:Masked", exp_name="single", total_timesteps=128, **settings))
     seen["single"] = {"batch": minibatches[0], "rewards": rollouts[0], "episodes": result["episodes"]}
     seen["single"]["run_dir"] = result["run_dir"]
 
-    for recorded in (minibatches, noise, updates):
+    for recorded in (minibatches, noise, updates, rollouts):
         recorded.clear()
-    settings = {"norm_obs": True, "norm_reward": True, "target_kl": 0.01, "num_steps": 64, "learning_rate": 3e-3}
+    kls = listen(ppo, "compute_gradient", lambda found: (len(rollouts), found[1]["approx_kl"].item()), result=True)
+    orders = listen(torch, "randperm", lambda order: order.tolist(), result=True)
+    settings = {"norm_obs": True, "norm_reward": True, "target_kl": TARGET_KL, "num_steps": 64, "learning_rate": 3e-3}
     result = train(Args(exp_name="normed", total_timesteps=2048, **settings))
-    seen["normed"] = {"state": result["agent"].state_dict(), "steps": len(minibatches), "noise": noise[0]}
+    seen["normed"] = {"state": result["agent"].state_dict(), "steps": len(minibatches), "noise": [*noise]}
+    seen["normed"] |= {"kls": [*kls], "orders": [*orders]}
     seen["normed"] |= {"episodes": result["episodes"], "updates": [*updates], "run_dir": result["run_dir"]}
 
     result = train(Args(exp_name="stopped", stop_return=0.0, total_timesteps=50_000))
@@ -134,9 +153,11 @@ def watch(run_of_one):
     result = train(Args(env_id="worlds:Probe5", exp_name="probe", total_timesteps=10_240, **settings))
     seen["probe"] = result["agent"].state_dict()
 
+    noise.clear()
     adam = listen(torch.optim.Adam, "step", lambda adam: [x.clone() for x in (adam.param_groups[0]["params"][0],)])
     result = train(Args(resume=run_of_one, total_timesteps=8 * BATCH))
     seen["resumed"] = {"found": adam[0][0], "updates": len(adam), "parameters": parameters(result)}
+    seen["resumed"] |= {"episodes": result["episodes"], "noise": [*noise]}
     dist.destroy_process_group()
     torch.save(seen, f"process{ppo.RANK}.pt")
 
@@ -184,8 +205,25 @@ class TestWatched:
     def test_environments_and_actions_differ(self, watched):
         starts = [tuple(obs) for seen in watched[2] for obs in seen["normed"]["updates"][1][:2].tolist()]
         assert len(starts) == len(set(starts)) == 4
-        first, second = (seen["normed"]["noise"] for seen in watched[2])
-        assert (first != second).all()
+        for run in ("normed", "resumed"):
+            first, second = (np.array(seen[run]["noise"]) for seen in watched[2])
+            assert (first != second).all()
+
+    def test_each_shuffles_by_itself(self, watched):
+        orders = [tuple(order) for seen in watched[2] for order in seen["normed"]["orders"]]
+        assert len(orders) == len({*orders}) >= 2 * 8
+
+    def test_epochs_end_by_the_mean_kl(self, watched):
+        """Of the latest epoch of both; also where that of one, or their sum, says otherwise."""
+        otherwise = {"first": 0, "second": 0, "sum": 0}
+        for iteration in range(1, 9):
+            kls = np.array([[kl for i, kl in seen["normed"]["kls"] if i == iteration] for seen in watched[2]])
+            first, second = kls.reshape(2, -1, 4).mean(-1)  # of epochs of four minibatches
+            beyond = (first + second) / 2 > TARGET_KL
+            assert not beyond[:-1].any() and (beyond[-1] or len(beyond) == 4)
+            for name, kl in {"first": first, "second": second, "sum": first + second}.items():
+                otherwise[name] += ((kl > TARGET_KL) != beyond).sum()
+        assert min(otherwise.values()) > 0, otherwise
 
     def test_merged_statistics_are_those_of_everything(self, watched):
         """After each round, also if a process has seen nothing in it; and with the same bits."""
@@ -227,6 +265,7 @@ class TestWatched:
         total = sum(run["rewards"].sum() for run in runs)
         assert logged["charts/episodic_return"] == pytest.approx(total / 32, rel=1e-6)
         assert logged["charts/episodic_length"] == 3
+        assert logged["charts/SPS"] == pytest.approx(12.8)  # 128 steps of both together in ten seconds
 
     def test_a_probe_is_learned(self, watched):
         agent = make_agent(ppo, 1, Discrete(2))
@@ -258,6 +297,8 @@ class TestWatched:
         assert torch.equal(first["found"], found) and torch.equal(second["found"], found)
         assert first["updates"] == second["updates"] == 4 * 16
         assert torch.equal(first["parameters"], second["parameters"])
+        assert first["episodes"] == second["episodes"]
+        assert first["episodes"][: len(saved["episodes"])] == saved["episodes"] or len(first["episodes"]) == 100
         assert list(scalars({"run_dir": before})["charts/SPS"]) == list(range(BATCH, 8 * BATCH + 1, BATCH))
         after = ppo.load_checkpoint(before)
         assert after["optimizer"]["state"][0]["step"] == 8 * 16

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -187,6 +188,29 @@ class TestUpdating:
         moved = parameters(train(Args(learning_rate=0.1, **settings))) - start
         torch.testing.assert_close(moved, torch.full_like(moved, -0.05), atol=1e-4, rtol=0)
 
+    @pytest.mark.parametrize(
+        ("target", "kls", "epochs"),
+        [
+            (0.25, [0.25], 4),  # reached is not exceeded
+            (0.24, [0.25], 1),
+            (0.0, [1e-9], 1),
+            (0.25, [0.0, 0.0, 0.0, 0.5, 0.5, 0.5, 0.0, 0.5], 2),  # the mean of an epoch, and of it alone
+            (0.25, [0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.5, 0.0], 4),
+        ],
+    )
+    def test_target_kl_is_of_the_latest_epoch(self, target, kls, epochs, monkeypatch):
+        seen, compute_gradient = [], ppo.compute_gradient
+
+        def told(*args):
+            gradient, diagnostics = compute_gradient(*args)
+            seen.append(kls[len(seen) % len(kls)])
+            return gradient, diagnostics | {"approx_kl": torch.tensor(seen[-1])}
+
+        monkeypatch.setattr(ppo, "compute_gradient", told)
+        logged = scalars(train(Args(target_kl=target, total_timesteps=512)))
+        assert len(seen) == 4 * epochs
+        assert logged["losses/approx_kl"][512] == pytest.approx(np.mean(seen))
+
     def test_target_kl_ends_the_epochs(self, minibatches):
         settings = {"total_timesteps": 512, "learning_rate": 0.01}
         train(Args(target_kl=1e-9, **settings))
@@ -354,8 +378,12 @@ class TestLogging:
             means = [np.mean([diagnostics[name].item() for _, diagnostics in part]) for part in (seen[:16], seen[16:])]
             assert list(logged[f"losses/{name}"].values()) == pytest.approx(means, rel=1e-4, abs=1e-7)
 
-    def test_statistics_of_the_batch(self, monkeypatch, minibatches):
-        """Of its valid samples; the entropy relative to that of a uniform policy over the allowed choices."""
+    @pytest.mark.parametrize("env_id", ["Masked", "Anything"])
+    def test_statistics_of_the_batch(self, env_id, minibatches):
+        """Of its valid samples; the entropy relative to that of a uniform policy over the allowed choices.
+
+        In `Anything`, of two components, of which one may have no choice.
+        """
         settings = {
             "total_timesteps": 256,
             "num_minibatches": 1,
@@ -364,7 +392,7 @@ class TestLogging:
             "norm_adv": False,
         }
         logged = {
-            name: values[256] for name, values in scalars(train(Args(env_id="worlds:Masked", **settings))).items()
+            name: values[256] for name, values in scalars(train(Args(env_id=f"worlds:{env_id}", **settings))).items()
         }
         batch = {name: tensor[minibatches[0][0]["valid"]].numpy() for name, tensor in minibatches[0][0].items()}
         assert 0 < len(batch["obs"]) < 256
@@ -373,9 +401,16 @@ class TestLogging:
         assert logged["losses/explained_variance"] == pytest.approx(1 - unexplained, abs=1e-4)
         assert logged["losses/advantage_mean"] == pytest.approx(batch["advantages"].mean(), abs=1e-5)
         assert logged["losses/advantage_std"] == pytest.approx(batch["advantages"].std(), rel=1e-4)
-        most = np.log(batch["masks"].sum(-1)).mean()
+        most = np.log(batch["masks"].sum(-1)).sum(-1).mean()
         assert logged["losses/relative_entropy"] == pytest.approx(logged["losses/entropy"] / most, rel=1e-4)
         assert 0.9 < logged["losses/relative_entropy"] <= 1.0001
+
+    def test_where_nothing_can_be_explained_or_chosen(self):
+        """Equal returns, and a single action: all metrics are numbers."""
+        logged = scalars(train(Args(env_id="worlds:Probe1", num_steps=16, total_timesteps=128)))
+        assert all(np.isfinite([*values.values()]).all() for values in logged.values())
+        assert {*logged["losses/relative_entropy"].values()} == {0.0}
+        assert max(logged["losses/residual_variance"].values()) < 0.01
 
     def test_episodes(self):
         """Their means over an iteration, where some ended."""
@@ -394,7 +429,46 @@ class TestLogging:
         assert train(Args(total_timesteps=255, num_envs=1))["global_step"] == 128
 
 
+class EverySecond(worlds.World):
+    """One environment, whose episodes of one step pay 0, 1, 0, 3, 0, 5 and so on."""
+
+    episode = -1
+
+    def reset(self, **kwargs):
+        self.episode += 1
+        return super().reset(**kwargs)
+
+    def reward(self, action):
+        return float(self.episode % 2 * self.episode)
+
+
+gym.register("EverySecond", EverySecond)
+
+
 class TestStopping:
+    @pytest.mark.parametrize(
+        ("num_steps", "wanted", "steps"),
+        [
+            (20, 0.0, 200),  # with the hundredth episode
+            (22, 0.0, 220),  # not with 99
+            (20, 50.0, 300),  # of 51, 53, ..., 149, and as many zeros: reached, not exceeded
+            (20, 50.1, 320),
+        ],
+    )
+    def test_with_the_iteration_that_reaches_it(self, num_steps, wanted, steps, capsys):
+        """Ten or eleven episodes in each: by the mean return of the last hundred."""
+        sizes = {"num_envs": 1, "num_steps": num_steps, "num_minibatches": 1, "update_epochs": 1}
+        result = train(Args(env_id="test_train:EverySecond", stop_return=wanted, total_timesteps=500, **sizes))
+        assert result["global_step"] == steps
+        assert result["episodes"] == [[k % 2 * k, 1] for k in range(steps // 2 - 100, steps // 2)]
+        output, mean = capsys.readouterr(), np.mean([k % 2 * k for k in range(steps // 2 - 100, steps // 2)])
+        assert f"Done: {steps} steps, mean return {mean:.2f}. " in output.out
+        assert f", return {mean:.1f}]" in output.err
+
+    def test_no_episode_has_no_return(self, capsys):
+        train(Args(env_id="worlds:Endless", num_steps=16, total_timesteps=64))
+        assert "Done: 64 steps, mean return nan. " in capsys.readouterr().out
+
     def test_at_the_wanted_return(self):
         """Of the last 100 episodes, so not before there are so many."""
         result = train(Args(stop_return=0.0, total_timesteps=50_000))
