@@ -447,8 +447,7 @@ class NoActionSpace(gym.vector.VectorEnv):
 
 for spec in gym.registry.values():  # gymnasium would take Probe1 for the latest version of Probe1-v0, with a warning
     spec.name = "" if spec.entry_point in probes.DISCRETE else spec.name
-for world in [*globals().values()]:
-    if isinstance(world, type) and issubclass(world, World):
-        gym.register(world.__name__, world)
+for world in {x for x in globals().values() if isinstance(x, type) and issubclass(x, World)}:
+    gym.register(world.__name__, world)
 gym.register("SameStep", vector_entry_point=same_step)
 gym.register("NoActionSpace", vector_entry_point=NoActionSpace)
