@@ -2,6 +2,7 @@
 says where the bug is.
 
     python examples/probes.py my_ppo.py                              # all of them, on a script or a fork of it
+    python examples/probes.py my_ppo.py 6 7                          # these
     python ppo.py --env-id examples.probes:Probe3-v0                 # one of them, from the repository's folder
 
 In this order, as each needs what those before it show. Discount γ = 0.9; V is the value of an observation.
@@ -185,7 +186,7 @@ CONTINUOUS_CHECKS = CHECKS | {
 }
 CHANGES = {6: {"clip_vloss": False}, 7: {"clip_vloss": False, "total_timesteps": 32_768}}  # for values of 10 in time
 # The docstring above says what each points at
-POINTS_AT = dict(enumerate(re.findall(r"Wrong: (.+)\.", __doc__), 1))
+POINTS_AT = dict(enumerate(re.findall(r"Wrong: (.+?)\.", __doc__), 1))
 
 
 def look(agent, what: str, obs: float) -> float:
@@ -220,7 +221,9 @@ def probe(script, number: int, env_id: str, checks: list) -> tuple[bool, str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("script", type=Path, help="ppo.py, ppo_continuous.py, or a fork of one")
-    path = parser.parse_args().script.resolve()
+    parser.add_argument("numbers", nargs="*", type=int, help="of the probes to run; all if none is given")
+    args = parser.parse_args()
+    path = args.script.resolve()
     sys.path.insert(0, str(path.parent))
     script = importlib.import_module(path.stem)
     name, wrong = "Probe", 0
@@ -229,7 +232,8 @@ def main() -> int:
     except SystemExit:  # not for discrete actions
         name = "ProbeContinuous"
     with tempfile.TemporaryDirectory() as folder, chdir(folder):  # for its runs
-        for number, checks in (CHECKS if name == "Probe" else CONTINUOUS_CHECKS).items():
+        for number in args.numbers or CHECKS:
+            checks = (CHECKS if name == "Probe" else CONTINUOUS_CHECKS)[number]
             learned, line = probe(script, number, f"{name}{number}-v0", checks)
             print(f"{name}{number}-v0: {line}: {'ok' if learned else f'WRONG: {POINTS_AT[number]}'}", flush=True)
             wrong += not learned
