@@ -1,12 +1,22 @@
-"""The examples do what they are about: another reward makes another behaviour."""
+"""The examples do what they are about: another reward makes another behaviour, probes name a bug, forks work."""
 
 import contextlib
+import dataclasses
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ppo import Args, make_envs, train
+from mutants import MUTANTS
+from ppo import Agent, Args, make_envs, train
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def behaviour(agent, env_id, index, steps=500):
@@ -42,3 +52,176 @@ def test_spinning(plain):
     env_id = "examples.cartpole_rewards:CartPoleSpinning-v0"
     shaped = train(Args(env_id=env_id, **QUICK))["agent"]
     assert behaviour(shaped, env_id, 3) > np.pi > 5 * behaviour(plain, "CartPole-v1", 3)
+
+
+def probe(script, *numbers):
+    """Exit code and lines of examples/probes.py, as it is typed."""
+    command = [sys.executable, ROOT / "examples" / "probes.py", script, *map(str, numbers)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert result.stderr == ""
+    return result.returncode, result.stdout.splitlines()
+
+
+class TestProbes:
+    """The program names the probe that shows a bug, and no other."""
+
+    @pytest.mark.parametrize("script", ["ppo.py", "ppo_continuous.py"])
+    def test_right(self, script):
+        name = "Probe" if script == "ppo.py" else "ProbeContinuous"
+        exit_code, lines = probe(ROOT / script)
+        assert [line.split(":")[0] for line in lines] == [f"{name}{number}-v0" for number in range(1, 8)]
+        assert exit_code == 0 and all(line.endswith(": ok") for line in lines)
+
+    @pytest.mark.parametrize(
+        ("script", "bug", "numbers", "wrong", "points_at"),
+        [
+            ("ppo.py", "time limits end", range(1, 8), 6, "the time limit counts as an end"),
+            ("ppo_continuous.py", "ends bootstrap", (6, 7), 7, "an end is bootstrapped"),
+            ("ppo.py", "worse actions are better", (2, 4), 4, "the policy's gradient or its sign"),
+        ],
+    )
+    def test_wrong(self, script, bug, numbers, wrong, points_at):
+        (mutant,) = (x for x in MUTANTS if x.name == bug)
+        Path("my_ppo.py").write_text(mutant.plant((ROOT / script).read_text()))
+        exit_code, lines = probe("my_ppo.py", *numbers)
+        assert [i for i, line in zip(numbers, lines, strict=True) if not line.endswith(": ok")] == [wrong]
+        assert exit_code == 1 and f"WRONG: {points_at}" in lines[[*numbers].index(wrong)]
+
+    def test_broken(self):
+        """One that stops with an error says so, and the others are still run."""
+        Path("my_ppo.py").write_text((ROOT / "ppo.py").read_text().replace("log_ratio.exp()", "log_ratio.nothing()"))
+        exit_code, lines = probe("my_ppo.py", 1, 4)
+        assert exit_code == 1 and len(lines) == 2 and all("it stopped: AttributeError" in line for line in lines)
+
+    @pytest.mark.parametrize("name", ["examples.probes:Probe3-v0", "probes:ProbeContinuous7-v0"])
+    def test_as_env_id(self, name):
+        """From the repository's folder and from examples/, as the docstring says."""
+        folder, script = (ROOT, "ppo.py") if "." in name else (ROOT / "examples", "ppo_continuous.py")
+        code = f"""
+import os, sys
+sys.path.append(os.getcwd())
+import {script[:-3]} as ppo
+ppo.check_args(args := ppo.Args(env_id={name!r}))
+print(ppo.make_envs(args, 2).reset()[0].tolist())"""
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        result = subprocess.run(
+            [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, timeout=60
+        )
+        assert result.stdout == "[[0.0], [0.0]]\n" and result.stderr == ""
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory):
+    """Each diff of examples/ applied to ppo.py, imported under its name."""
+    folder, scripts = tmp_path_factory.mktemp("forks"), {}
+    (folder / "ppo.py").write_text((ROOT / "ppo.py").read_text())
+    original = (folder / "ppo.py").read_text()
+    for path in sorted((ROOT / "examples").glob("*.diff")):
+        subprocess.run(["git", "apply", path], cwd=folder, check=True, env=os.environ | {"GIT_DIR": os.devnull})
+        (folder / f"fork_{path.stem}.py").write_text((folder / "ppo.py").read_text())
+        (folder / "ppo.py").write_text(original)
+        spec = importlib.util.spec_from_file_location(f"fork_{path.stem}", folder / f"fork_{path.stem}.py")
+        sys.modules[spec.name] = scripts[path.stem] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(scripts[path.stem])
+    return scripts
+
+
+FORKS = ["auxiliary", "network", "novelty"]
+SHORT = {"num_steps": 32, "total_timesteps": 2560, "learning_rate": 1e-3}  # 20 iterations
+
+
+def losses(run_dir, name):
+    """The values of a curve."""
+    events = EventAccumulator(str(run_dir)).Reload()
+    return [x.value for x in events.Scalars(f"losses/{name}")]
+
+
+class TestForks:
+    """The diffs are short, and what they make of ppo.py trains, resumes, and does what it is about."""
+
+    def test_short(self, forks):
+        assert [*forks] == FORKS
+        for name in FORKS:
+            assert len((ROOT / "examples" / f"{name}.diff").read_text().splitlines()) < 30
+
+    @pytest.mark.parametrize("name", FORKS)
+    def test_style(self, forks, name):
+        """What comes out is as well kept as the script."""
+        for command in (["check"], ["format", "--check"]):
+            path = forks[name].__file__
+            subprocess.run(["ruff", *command, "--no-cache", "--config", ROOT / "ruff.toml", path], check=True)
+
+    @pytest.mark.parametrize("name", FORKS)
+    def test_resumes(self, forks, name):
+        """Its state goes on: what it added is saved, and there again."""
+        script = forks[name]
+        first = script.train(script.Args(**SHORT))
+        agent, _ = script.load(first["run_dir"])
+        plain = {name for name, _ in Agent(make_envs(Args(), 1), Args()).named_parameters()}
+        added = {key: x for key, x in first["agent"].state_dict().items() if key not in plain}
+        assert {key.split(".")[0] for key in added} > {"obs_stats", "return_stats"}
+        assert all(torch.equal(x, agent.state_dict()[key]) for key, x in added.items())
+        again = script.train(script.Args(resume=str(first["run_dir"]), total_timesteps=5120))
+        assert again["global_step"] == 5120
+
+    def test_network(self, forks):
+        """The policy that acts is that of the network, also for observations far away, which are pressed together."""
+        script = forks["network"]
+        agent = script.train(script.Args(**SHORT))["agent"]
+        assert sum(isinstance(x, script.Block) for x in agent.modules()) == 2
+        obs = np.random.default_rng(0).normal(0, [[1], [1000]] * 50, (100, 4)).astype(np.float32)
+        with torch.no_grad():
+            outputs = agent.network(torch.from_numpy(obs))[0].numpy()
+            huge = agent.network(torch.full((1, 4), 1e6))[1].abs().item()
+        np.testing.assert_allclose(agent.policy(obs), outputs, rtol=1e-4, atol=1e-5)
+        assert (agent.act(obs, greedy=True).ravel() == outputs.argmax(-1)).all()
+        assert huge < 100
+
+    def test_novelty(self, forks):
+        """What is seen often is worth ever less, what is new most; resets don't count; returns are CartPole's own."""
+        script = forks["novelty"]
+        result = script.train(script.Args(num_steps=32, total_timesteps=25_600, learning_rate=0.0, update_epochs=1))
+        agent, curve = result["agent"], losses(result["run_dir"], "novelty")
+        assert 0 < np.mean(curve[-20:]) < 0.5 * np.mean(curve[:20])
+        assert all(episode_return == length for episode_return, length in result["episodes"])
+        obs, valid = torch.zeros(1, 8, 4), torch.tensor([[True] * 7 + [False]])
+        before = agent.novelty(obs, ~valid)[0, 0].item() ** -2
+        for visits in (7, 14, 21):
+            bonus = agent.novelty(obs, valid)
+            assert bonus.flatten().tolist() == pytest.approx([(before + visits) ** -0.5] * 8)
+        far = agent.novelty(1000 * torch.randn(1, 8, 4), valid)
+        assert far[valid].mean() > 2 * bonus.mean()
+
+    def test_novelty_explores(self, forks):
+        """MountainCar's flag is found in 60,000 steps, which rewards alone don't show."""
+        script = forks["novelty"]
+        settings = {"env_id": "MountainCar-v0", "norm_obs": True, "norm_reward": True, "total_timesteps": 60_000}
+        episodes = script.train(script.Args(**settings))["episodes"]
+        assert np.mean(episodes, axis=0)[0] > -195
+
+    def test_auxiliary(self, forks):
+        """Predictions become better."""
+        script = forks["auxiliary"]
+        result = script.train(script.Args(**SHORT | {"total_timesteps": 12_800, "aux_coef": 1.0}))
+        curve = losses(result["run_dir"], "aux_loss")
+        assert np.mean(curve[-10:]) < 0.5 * np.mean(curve[1:5])
+
+    def test_auxiliary_loss_of_what(self, forks, monkeypatch):
+        """Each valid step has the observation that followed it, never that of another episode; and it is one more term
+        of the loss."""
+        script, seen = forks["auxiliary"], []
+        plain_loss = script.ppo_loss
+
+        def record(agent, batch, clip_coef, args):
+            seen.append((plain_loss(agent, batch, clip_coef, args), batch))
+            without, _ = plain_loss(agent, batch, clip_coef, dataclasses.replace(args, aux_coef=0.0))
+            loss, diagnostics = seen[-1][0]
+            assert loss.item() == pytest.approx((without + args.aux_coef * diagnostics["aux_loss"]).item(), rel=1e-5)
+            return loss, diagnostics
+
+        monkeypatch.setattr(script, "ppo_loss", record)
+        script.train(script.Args(env_id="worlds:Counting", num_steps=32, total_timesteps=256))
+        for _, batch in seen:
+            obs, next_obs = batch["obs"][batch["valid"]], batch["next_obs"][batch["valid"]]
+            assert (next_obs - obs == torch.tensor([0.0, 0.0, 1.0])).all()  # environment, episode, step
+        assert len(seen) == 2 * 4 * 4 and not all(batch["valid"].all() for _, batch in seen)

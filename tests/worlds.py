@@ -1,6 +1,6 @@
 """Environments that show a wrong PPO: probes, each learnable only if one thing works, and some that check their input.
 
-Used as `--env-id worlds:NAME`.
+Used as `--env-id worlds:NAME`. The probes themselves are in examples/probes.py, where they have a command line too.
 """
 
 import itertools
@@ -11,99 +11,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 
-
-class World(gym.Env):
-    """Base: observations in [-1, 1], one useless action, one step."""
-
-    observation_space = Box(-1, 1, (1,))
-    action_space = Discrete(1)
-    length = 1
-    truncates = False
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.t = 0
-        self.obs = self.observe()
-        return self.obs, self.info()
-
-    def step(self, action):
-        assert self.action_space.contains(action), f"{action!r} is not in {self.action_space}"
-        reward = self.reward(action)
-        self.t += 1
-        ended = self.t == self.length
-        self.obs = self.observe()
-        return self.obs, reward, ended and not self.truncates, ended and self.truncates, self.info()
-
-    def observe(self):
-        return np.zeros(1, np.float32)
-
-    def info(self):
-        return {}
-
-    def reward(self, action):
-        return 1.0
-
-    def random_sign(self):
-        return np.array([self.np_random.choice([-1, 1])], np.float32)
-
-
-class Probe1(World):
-    """One observation, one step, reward 1: V = 1, or the value loss or the optimizer is wrong."""
-
-
-class Probe2(World):
-    """Reward = observation: V = observation, or the gradient does not get through the value network."""
-
-    def observe(self):
-        return self.random_sign()
-
-    def reward(self, action):
-        return float(self.obs[0])
-
-
-class Probe3(World):
-    """Observation 0, then 1, then reward 1: V(0) = γ and V(1) = 1, or discounting or resets are wrong."""
-
-    length = 2
-
-    def observe(self):
-        return np.array([float(self.t == 1)], np.float32)
-
-    def reward(self, action):
-        return float(self.t == 1)
-
-
-class Probe4(World):
-    """Reward by action: takes the good one, or the policy gradient is wrong."""
-
-    action_space = Discrete(2)
-
-    def reward(self, action):
-        return 1.0 if action == 1 else -1.0
-
-
-class Probe5(Probe2):
-    """Reward for the action that matches the observation: matches, or batches mix up or hold stale data."""
-
-    action_space = Discrete(2)
-
-    def reward(self, action):
-        return 1.0 if (action == 1) == (self.obs[0] > 0) else -1.0
-
-
-class Probe6(World):
-    """Reward 1 for ever, cut off by a time limit of 5: V = 1 / (1 - γ), or the time limit counts as an end."""
-
-    length, truncates = 5, True
-
-
-class Probe7(World):
-    """The same, ending by itself after 5 steps, which the observation counts: V is the finite sum."""
-
-    length = 5
-
-    def observe(self):
-        return np.array([self.t / 5], np.float32)
+from examples import probes
+from examples.probes import *  # noqa: F403
+from examples.probes import Continuous, Probe1, Probe2, Probe3, Probe4, Probe5, Probe6, Probe7, World
 
 
 class Counting(World):
@@ -407,42 +317,6 @@ class Endless(World):
         return np.full((32, 32, 3), 128, np.uint8)
 
 
-class Continuous(World):
-    """A useless action of one component: the probes 1, 2, 3, 6 and 7 for continuous actions."""
-
-    action_space = Box(-1, 1, (1,))
-
-
-class Continuous2(Continuous, Probe2):
-    pass
-
-
-class Continuous3(Continuous, Probe3):
-    pass
-
-
-class Continuous4(Continuous):
-    """Reward falls with the squared distance of the action from 0.5."""
-
-    def reward(self, action):
-        return -float((action[0] - 0.5) ** 2)
-
-
-class Continuous5(Continuous, Probe2):
-    """Reward falls with the squared distance of the action from half the observation."""
-
-    def reward(self, action):
-        return 1 - float((action[0] - 0.5 * self.obs[0]) ** 2)
-
-
-class Continuous6(Continuous, Probe6):
-    pass
-
-
-class Continuous7(Continuous, Probe7):
-    pass
-
-
 class CountingContinuous(Counting):
     """With an action of two components, of which bounds leave only a little."""
 
@@ -571,8 +445,9 @@ class NoActionSpace(gym.vector.VectorEnv):
         return np.zeros((self.num_envs, 1), np.float32), {}
 
 
-for world in [*globals().values()]:
-    if isinstance(world, type) and issubclass(world, World):
-        gym.register(world.__name__, world)
+for spec in gym.registry.values():  # gymnasium would take Probe1 for the latest version of Probe1-v0, with a warning
+    spec.name = "" if spec.entry_point in probes.DISCRETE else spec.name
+for world in {x for x in globals().values() if isinstance(x, type) and issubclass(x, World)}:
+    gym.register(world.__name__, world)
 gym.register("SameStep", vector_entry_point=same_step)
 gym.register("NoActionSpace", vector_entry_point=NoActionSpace)
