@@ -133,7 +133,7 @@ def looked_for(error: Exception, script: Script) -> str | None:
     where = [file for file in files if file == script.path or file.parent == TESTS]
     if not where or where[-1] == script.path:
         return None
-    text = str(error).strip("'\"")
+    text = str(error)
     if isinstance(error, AttributeError):
         found = re.match(r".*?(module|object).* has no attribute '(\w+)'", text)
         ours = re.search(r"'Agent'|'Args'|" + re.escape(script.module.__name__), text)
@@ -141,7 +141,7 @@ def looked_for(error: Exception, script: Script) -> str | None:
     if isinstance(error, TypeError):
         found = re.search(r"unexpected keyword argument '(\w+)'|(\w+\(\)) (?:takes|missing).*arguments?", text)
         return f"looked for {found[1] or found[2] + ' with other arguments'}" if found else None
-    return f"looked for {text}" if isinstance(error, KeyError) else None
+    return f"looked for {error.args[0]}" if isinstance(error, KeyError) else None
 
 
 def script_of(item) -> Script | None:

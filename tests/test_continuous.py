@@ -276,7 +276,7 @@ class TestProbes:
 
     def test_6_a_time_limit_is_no_end(self):
         agent = self.learn("Continuous6", clip_vloss=False)
-        assert self.value(agent, 0.0) == pytest.approx(1 / (1 - GAMMA), abs=0.3)
+        assert self.value(agent, 1.0) == pytest.approx(1 / (1 - GAMMA), abs=0.3)
 
     def test_7_an_end_is_one(self):
         agent = self.learn("Continuous7", clip_vloss=False, total_timesteps=32_768)

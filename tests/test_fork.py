@@ -920,7 +920,7 @@ class TestProbes:
 
     def test_6_a_time_limit_is_no_end(self, learn, kind):
         value, *_ = learn(6, clip_vloss=False)
-        assert value(0.0) == self.close(kind, 1 / (1 - GAMMA), 1)
+        assert value(1.0) == self.close(kind, 1 / (1 - GAMMA), 0.5)
 
     def test_7_an_end_is_one(self, learn, kind):
         value, *_ = learn(7, clip_vloss=False, total_timesteps=32_768)

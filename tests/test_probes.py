@@ -50,7 +50,7 @@ class TestProbes:
 
     def test_6_a_time_limit_is_no_end(self, seed):
         agent = learn("Probe6", seed, clip_vloss=False)
-        assert value(agent, 0.0) == pytest.approx(1 / (1 - GAMMA), abs=0.3)
+        assert value(agent, 1.0) == pytest.approx(1 / (1 - GAMMA), abs=0.3)
 
     def test_7_an_end_is_one(self, seed):
         agent = learn("Probe7", seed, clip_vloss=False, total_timesteps=32_768)
