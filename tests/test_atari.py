@@ -1,21 +1,19 @@
-"""What Atari and pixels need: the games' details 14 to 22, lives, networks, precision, probes in pixels."""
+"""What Atari and pixels need: the games' details 14 to 22, lives, networks, precision; more of them are in test_fork.py."""
 
 import math
 from types import SimpleNamespace
 
-import cv2
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from ale_py import ALEInterface, roms
 from gymnasium.spaces import Box, Discrete
 from torch import nn
 
 import ppo_atari as ppo
 import worlds
 from ppo_atari import Args, evaluate, load, make_envs
-from test_train import parameters, scalars
+from test_train import parameters
 
 GAMMA = 0.9
 SMALL = {"num_envs": 4, "num_steps": 8, "num_minibatches": 2, "update_epochs": 2, "total_timesteps": 96}
@@ -117,46 +115,6 @@ class TestPreprocessing:
             assert np.array_equal(ours[0], theirs[0])
         assert games == (game in ("Breakout", "SpaceInvaders"))
 
-    @pytest.mark.parametrize("game", ["space_invaders", "breakout"])
-    def test_it_is_the_papers(self, game):
-        """The maximum of the last two of four frames, gray, 84 x 84 by area; four of these, the newest last."""
-        name = game.title().replace("_", "")
-        envs = make_envs(Args(env_id=f"ALE/{name}-v5"), 1)
-        obs, info = envs.reset(seed=5)
-        ale = ALEInterface()
-        ale.setFloat("repeat_action_probability", 0.0)
-        ale.loadROM(roms.get_rom_path(game))
-        ale.reset_game()
-        ale.act(1)  # FIRE, then no-ops
-        for _ in range(info["frame_number"][0] - 1):
-            ale.act(0)
-        first = cv2.resize(ale.getScreenGrayscale(), (84, 84), interpolation=cv2.INTER_AREA)
-        stack = [np.zeros_like(first)] * 3 + [first]
-        rng, differs = np.random.default_rng(2), 0
-        actions = ale.getMinimalActionSet()
-        for _ in range(120):
-            assert np.array_equal(obs[0], np.stack(stack[-4:]))
-            action = rng.integers(len(actions))
-            screens = []
-            for _ in range(4):
-                ale.act(actions[action])
-                screens.append(ale.getScreenGrayscale())
-            pooled = np.maximum(screens[2], screens[3])
-            differs += (pooled != screens[3]).any()
-            stack.append(cv2.resize(pooled, (84, 84), interpolation=cv2.INTER_AREA))
-            obs, *_ = envs.step(np.array([[action]]))
-        assert differs > 20
-
-    def test_starts(self):
-        """1 to 29 frames of FIRE and no-ops, another number each time; without FIRE, no ball would ever be lost."""
-        envs = make_envs(Args(), 20)
-        _, info = envs.reset(seed=1)
-        assert {*info["frame_number"]} <= {*range(1, 30)}
-        assert len({*info["frame_number"]}) > 8
-        for _ in range(60):
-            *_, info = envs.step(np.zeros((20, 1), np.int64))
-        assert (info["lives"] < 5).all()
-
     def test_filmed_starts(self):
         numbers = []
         envs = make_envs(Args(vectorization="sync"), 1)
@@ -196,26 +154,6 @@ class TestPreprocessing:
 
 
 class TestLearningSignal:
-    def test_a_lost_life_is_an_end_for_learning_only(self, recorded):
-        """`Lives`: after steps 2 and 4 of 7. The game goes on, is valid, and counts as one, unclipped."""
-        result = train(env_id="worlds:Lives", **SMALL | {"num_steps": 32, "num_minibatches": 1, "total_timesteps": 256})
-        ends = np.concatenate([args[2] for args in recorded["compute_gae"]])
-        truncated = np.concatenate([args[3] for args in recorded["compute_gae"]])
-        rewards = np.concatenate([args[0] for args in recorded["compute_gae"]])
-        game = [False, True, False, True, False, False, True, False]  # the eighth step resets
-        signs = [1, -1, 1, 0, -1, 1, 1, 0]
-        assert ends.T.tolist() == [game * 8] * 4
-        assert rewards.T.tolist() == [signs * 8] * 4
-        assert rewards.dtype == np.float32
-        assert not truncated.any()
-        batch = recorded["compute_gradient"][0][2]
-        times = batch["obs"].flatten(1)[:, 0]
-        assert torch.equal(times != 7, batch["valid"])  # step 7 is the last frame, from where only resets lead on
-        assert {*map(tuple, result["episodes"])} == {(106.25, 7)}
-        logged = scalars(result)
-        assert {*logged["charts/episodic_return"].values()} == {106.25}
-        assert {*logged["charts/episodic_length"].values()} == {7}
-
     def test_lives_that_are_not_told_are_not_lost(self, recorded):
         """`SomeLives`: what half of the environments tell says nothing of the others."""
         train(env_id="worlds:SomeLives", **SMALL)
@@ -415,42 +353,14 @@ def probability(agent, x, action):
     return outputs(agent, x)[0].softmax(-1)[action].item()
 
 
-class TestProbes:
-    """As in test_probes.py, seen as squares from black (-1) to white (1)."""
-
-    def test_1_value_of_a_constant(self):
-        assert value(learn("Pixel1"), 0) == pytest.approx(1, abs=0.05)
-
-    def test_2_value_of_an_observation(self):
-        agent = learn("Pixel2")
-        assert value(agent, 1) == pytest.approx(1, abs=0.1)
-        assert value(agent, -1) == pytest.approx(-1, abs=0.1)
-
-    def test_3_discounting(self):
-        agent = learn("Pixel3")
-        assert value(agent, 0) == pytest.approx(GAMMA, abs=0.05)
-        assert value(agent, 1) == pytest.approx(1, abs=0.05)
-
-    def test_4_action(self):
-        assert probability(learn("Pixel4"), 0, 1) > 0.95
-
-    @pytest.mark.parametrize("bf16", [True, False])
-    def test_5_action_for_an_observation(self, bf16, monkeypatch):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-        agent = learn("Pixel5", bf16=bf16)
-        assert probability(agent, 1, 1) > 0.95
-        assert probability(agent, -1, 0) > 0.95
-        assert value(agent, 1) == pytest.approx(1, abs=0.15)
-
-    def test_6_a_time_limit_is_no_end(self):
-        agent = learn("Pixel6", clip_vloss=False)
-        assert value(agent, 1) == pytest.approx(1 / (1 - GAMMA), abs=0.5)
-
-    def test_7_an_end_is_one(self):
-        agent = learn("Pixel7", clip_vloss=False)
-        for step in range(5):
-            expected = sum(GAMMA**k for k in range(5 - step))
-            assert value(agent, step / 5) == pytest.approx(expected, abs=0.3), step
+@pytest.mark.parametrize("bf16", [True, False])
+def test_a_probe_in_both_precisions(bf16, monkeypatch):
+    """The fifth; all of them are in test_fork.py."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    agent = learn("Pixel5", bf16=bf16)
+    assert probability(agent, 1, 1) > 0.95
+    assert probability(agent, -1, 0) > 0.95
+    assert value(agent, 1) == pytest.approx(1, abs=0.15)
 
 
 class TestRuns:

@@ -21,8 +21,6 @@ from ppo_continuous import Args, evaluate, load
 from ppo_continuous import train as train_args
 from test_train import parameters, scalars
 
-GAMMA = 0.9
-
 
 def train(**changes):
     """A short run in four environments; every argument that is not given is the script's default."""
@@ -228,61 +226,6 @@ class TestActions:
         assert len(logged) == 10
         assert logged[640] == pytest.approx(result["agent"].log_std.exp().mean().item(), rel=1e-5)
         assert logged[640] != pytest.approx(1, abs=0.01)
-
-
-class TestProbes:
-    """As in test_probes.py; with normalisation off, so that observations, rewards and values are the plain ones."""
-
-    def learn(self, env_id, **changes):
-        settings = {"total_timesteps": 16_384, "num_envs": 8, "num_steps": 32, "learning_rate": 5e-3, "gamma": GAMMA}
-        settings |= {"update_epochs": 4, "norm_obs": False, "norm_reward": False}
-        return train(env_id=f"worlds:{env_id}", **settings | changes)["agent"]
-
-    def value(self, agent, obs):
-        with torch.no_grad():
-            return agent.critic(torch.tensor([obs])).item()
-
-    def policy(self, agent, obs):
-        """Mean and standard deviation."""
-        with torch.no_grad():
-            return agent.actor(torch.tensor([obs])).item(), agent.log_std.exp().item()
-
-    def test_1_value_of_a_constant(self):
-        assert self.value(self.learn("Continuous"), 0.0) == pytest.approx(1, abs=0.02)
-
-    def test_2_value_of_an_observation(self):
-        agent = self.learn("Continuous2")
-        assert self.value(agent, 1.0) == pytest.approx(1, abs=0.05)
-        assert self.value(agent, -1.0) == pytest.approx(-1, abs=0.05)
-
-    def test_3_discounting(self):
-        agent = self.learn("Continuous3")
-        assert self.value(agent, 0.0) == pytest.approx(GAMMA, abs=0.03)
-        assert self.value(agent, 1.0) == pytest.approx(1, abs=0.03)
-
-    def test_4_action(self):
-        """Takes the best one, ever more surely."""
-        mean, std = self.policy(self.learn("Continuous4"), 0.0)
-        assert mean == pytest.approx(0.5, abs=0.1)
-        assert std < 0.3
-
-    def test_5_action_for_an_observation(self):
-        agent = self.learn("Continuous5")
-        for obs in (1.0, -1.0):
-            mean, std = self.policy(agent, obs)
-            assert mean == pytest.approx(0.5 * obs, abs=0.1)
-            assert std < 0.3
-            assert self.value(agent, obs) == pytest.approx(1, abs=0.1)
-
-    def test_6_a_time_limit_is_no_end(self):
-        agent = self.learn("Continuous6", clip_vloss=False)
-        assert self.value(agent, 1.0) == pytest.approx(1 / (1 - GAMMA), abs=0.3)
-
-    def test_7_an_end_is_one(self):
-        agent = self.learn("Continuous7", clip_vloss=False, total_timesteps=32_768)
-        for step in range(5):
-            expected = sum(GAMMA**k for k in range(5 - step))
-            assert self.value(agent, step / 5) == pytest.approx(expected, abs=0.15), step
 
 
 class TestNormalising:
