@@ -182,7 +182,8 @@ the value's last gain 0.01 | ppo | detail 2: 1 in the value's last layer | agent
 policy and value share | vectors | details 13 and 26: networks of their own | agent continuous
 - self.critic = nn.Sequential(linear(*shape, 64), nn.Tanh(), linear(64, 64), nn.Tanh(),
 + self.critic = nn.Sequential(*self.actor[:-1],
-arg-max | choices | taking the arg-max instead of sampling | agent atari::TestLearningSignal
+arg-max | choices | taking the arg-max instead of sampling
+| agent fork::test_a_lost_life_is_an_end_for_learning_only atari::TestLearningSignal
 - if not greedy:  # the arg-max
 + if False:  # the arg-max
 normal instead of Gumbel noise | ppo | samples of the policy | agent
@@ -561,50 +562,62 @@ unclipped actions are taken | continuous | detail 27 | continuous::TestPolicy
 +
 
 # Games
-no no-ops | atari | detail 14 | atari::TestPreprocessing
+no no-ops | atari | detail 14 | fork::test_frames_are_the_papers fork::test_starts_of_games atari::TestPreprocessing
 - film["reward_clipping"] = False
 + film |= {"reward_clipping": False, "noop_max": 0}
-no no-ops in Python | atari | detail 14 | atari::TestPreprocessing
+no no-ops in Python | atari | detail 14
+| fork::test_frames_are_the_papers fork::test_starts_of_games atari::TestPreprocessing
 - [FireReset, gym.wrappers.AtariPreprocessing,
 + [FireReset, lambda env: gym.wrappers.AtariPreprocessing(env, noop_max=0),
-every second frame | atari | detail 15: every fourth frame | atari::TestPreprocessing
+every second frame | atari | detail 15: every fourth frame
+| fork::test_frames_are_the_papers fork::test_starts_of_games atari::TestPreprocessing
 - film["reward_clipping"] = False
 + film |= {"reward_clipping": False, "frameskip": 2}
-a single frame | atari | detail 15: the maximum of two | atari::TestPreprocessing
+a single frame | atari | detail 15: the maximum of two
+| fork::test_frames_are_the_papers fork::test_starts_of_games atari::TestPreprocessing
 - film["reward_clipping"] = False
 + film |= {"reward_clipping": False, "maxpool": False}
-frame skip under the wrapper | atari | internal frame skip under the frame-skip wrapper | atari::TestPreprocessing
+frame skip under the wrapper | atari | internal frame skip under the frame-skip wrapper
+| fork::test_frames_are_the_papers fork::test_starts_of_games atari::TestPreprocessing
 - film |= {"frameskip": 1,
 + film |= {"frameskip": 4,
 lives do not matter | atari | detail 16 | reference
 - terminated[t] |= remaining < lives
 + pass
-a lost life ends the game | atari | detail 16: reported return of a life instead of a game | atari::TestLearningSignal
+a lost life ends the game | atari | detail 16: reported return of a life instead of a game
+| fork::test_a_lost_life_is_an_end_for_learning_only atari::TestLearningSignal
 -             terminated[t] |= remaining < lives
 +             terminated[t] |= remaining < lives
 +             ended |= terminated[t]
-lives that were not told | atari | detail 16: told by some only | atari::TestLearningSignal
+lives that were not told | atari | detail 16: told by some only
+| fork::test_a_lost_life_is_an_end_for_learning_only atari::TestLearningSignal
 - info.get("_lives", "lives" in info)
 + "lives" in info
-no FIRE | atari | detail 17: no FIRE at reset | atari::TestPreprocessing
+no FIRE | atari | detail 17: no FIRE at reset
+| fork::test_frames_are_the_papers fork::test_starts_of_games atari::TestPreprocessing
 - if "FIRE" in self.unwrapped.get_action_meanings():
 + if False:
-no FIRE in C++ | atari | detail 17: no FIRE at reset | atari::TestPreprocessing
+no FIRE in C++ | atari | detail 17: no FIRE at reset
+| fork::test_frames_are_the_papers fork::test_starts_of_games atari::TestPreprocessing
 - film["reward_clipping"] = False
 + film |= {"reward_clipping": False, "use_fire_reset": False}
-other sizes of frames | atari | detail 18: 84 × 84 | atari::TestPreprocessing
+other sizes of frames | atari | detail 18: 84 × 84
+| fork::test_frames_are_the_papers fork::test_starts_of_games atari::TestPreprocessing
 - film["reward_clipping"] = False
 + film |= {"reward_clipping": False, "img_height": 80, "img_width": 80}
 rewards not clipped to signs | atari | detail 19: no reward clip | reference
 - rewards[:] = rewards if args.norm_reward else np.sign(rewards)
 + pass
-reported rewards clipped | atari | detail 19: reported returns are unclipped | atari::TestPreprocessing
+reported rewards clipped | atari | detail 19: reported returns are unclipped
+| fork::test_frames_are_the_papers fork::test_starts_of_games atari::TestPreprocessing
 - film["reward_clipping"] = False
 + pass
-reported returns are of signs | atari | detail 19: reported return clipped | atari::TestLearningSignal
+reported returns are of signs | atari | detail 19: reported return clipped
+| fork::test_a_lost_life_is_an_end_for_learning_only atari::TestLearningSignal
 - episode += reward, valid[t]
 + episode += np.sign(reward), valid[t]
-two frames in a stack | atari | detail 20: four stacked frames | atari::TestPreprocessing
+two frames in a stack | atari | detail 20: four stacked frames
+| fork::test_frames_are_the_papers fork::test_starts_of_games atari::TestPreprocessing
 - FrameStackObservation(env, 4,
 + FrameStackObservation(env, 2,
 frames on the wrong axis | atari | detail 20: frames stacked on the wrong axis | atari::TestNetworks

@@ -1,4 +1,4 @@
-"""What Atari and pixels need: the games' details 14 to 22, lives, networks, precision; more of them are in test_fork.py."""
+"""What Atari and pixels need: games, lives, networks, precision; beside what test_fork.py has of details 14 to 22."""
 
 import math
 from types import SimpleNamespace
