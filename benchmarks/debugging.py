@@ -116,8 +116,10 @@ def main() -> None:
     parser.add_argument("--plot", action="store_true")
     args, file = parser.parse_args(), RESULTS.with_suffix(".json")
     if not args.plot:
-        results = {name: examine(name, range(1, args.seeds + 1)) for name in FORKS}
-        file.write_text(json.dumps(results) + "\n")
+        results = {}
+        for name in FORKS:
+            results[name] = examine(name, range(1, args.seeds + 1))
+            file.write_text(json.dumps(results) + "\n")
     plot(json.loads(file.read_text()))
 
 
