@@ -88,18 +88,18 @@ def plot(results: dict) -> None:
     for axes, (tag, label) in zip(all_axes, CURVES.items(), strict=True):
         for (name, seen), color in zip(results.items(), ("0.2", "C0", "C1", "C3"), strict=True):
             points = np.concatenate([np.array(values[tag]) for values in seen["curves"]])
-            edges = np.linspace(0, points[:, 0].max(), 26)
+            edges = np.linspace(0, points[:, 0].max() / 1000, 17)
             x = (edges[1:] + edges[:-1]) / 2
-            rows = []  # the mean of each seed in 25 parts of the run
+            rows = []  # medians, as an explained variance means nothing in rollouts whose returns are all equal
             for values in seen["curves"]:
                 steps, y = np.array(values[tag]).T
-                inside = np.digitize(steps, edges[1:-1], right=True)
-                rows.append([y[inside == i].mean() if (inside == i).any() else np.nan for i in range(25)])
+                inside = np.digitize(steps / 1000, edges[1:-1], right=True)
+                rows.append([np.median(y[inside == i]) if (inside == i).any() else np.nan for i in range(16)])
             axes.plot(
                 x, np.nanmean(rows, 0), color=color, label=name, linestyle="-" if name != RIGHT else "--", linewidth=2
             )
             axes.fill_between(x, np.nanmin(rows, 0), np.nanmax(rows, 0), color=color, alpha=0.15, linewidth=0)
-        axes.set(xlabel="environment steps", title=label)
+        axes.set(xlabel="thousand environment steps", title=label)
         axes.grid(alpha=0.2)
     all_axes[1].set_yscale("log")
     all_axes[1].axhline(0.05, color="0.4", linestyle=":")
@@ -116,8 +116,10 @@ def main() -> None:
     parser.add_argument("--plot", action="store_true")
     args, file = parser.parse_args(), RESULTS.with_suffix(".json")
     if not args.plot:
-        results = {name: examine(name, range(1, args.seeds + 1)) for name in FORKS}
-        file.write_text(json.dumps(results) + "\n")
+        results = {}
+        for name in FORKS:
+            results[name] = examine(name, range(1, args.seeds + 1))
+            file.write_text(json.dumps(results) + "\n")
     plot(json.loads(file.read_text()))
 
 

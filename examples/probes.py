@@ -1,5 +1,5 @@
-"""Probes: environments that can be learned only if one thing works. Each takes two seconds; the first one that fails
-says where the bug is.
+"""Probes: environments that can be learned only if one thing works. Each takes a few seconds; the first that fails says
+where the bug is.
 
     python examples/probes.py my_ppo.py                              # all of them, on a script or a fork of it
     python examples/probes.py my_ppo.py 6 7                          # these
