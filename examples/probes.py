@@ -33,7 +33,7 @@ import os
 import re
 import sys
 import tempfile
-from contextlib import chdir, redirect_stderr, redirect_stdout
+from contextlib import chdir, redirect_stderr, redirect_stdout, suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -230,13 +230,17 @@ def main() -> int:
     parser.add_argument("numbers", nargs="*", type=int, help="of the probes to run; all if none is given")
     args = parser.parse_args()
     path = args.script.resolve()
+    if not path.is_file() or not {*args.numbers} <= {*CHECKS}:
+        parser.error(f"there is no {path}" if not path.is_file() else "probes have numbers from 1 to 7")
     sys.path.insert(0, str(path.parent))
     script = importlib.import_module(path.stem)
-    name, wrong = "Probe", 0
-    try:
-        script.make_envs(script.Args(env_id="Probe4-v0"), 1).close()
-    except SystemExit:  # not for discrete actions
-        name = "ProbeContinuous"
+    wrong, name = 0, None
+    for kind in ("Probe", "ProbeContinuous"):
+        with suppress(SystemExit):  # which says that it is for other actions
+            script.make_envs(script.Args(env_id=f"{kind}4-v0"), 1).close()
+            name = name or kind
+    if name is None:
+        sys.exit(f"error: {path.name} takes no vectors: try python -m pytest tests --script {args.script} -k Probes")
     with tempfile.TemporaryDirectory() as folder, chdir(folder):  # for its runs
         for number in args.numbers or CHECKS:
             checks = (CHECKS if name == "Probe" else CONTINUOUS_CHECKS)[number]

@@ -443,8 +443,8 @@ def test_the_total_loss(by_hand):
 @proves("7")
 def test_advantages_are_normalised_over_the_valid_samples(by_hand):
     deviation = math.sqrt(8 / 3)  # of 1, -1, 3 around their mean 1
-    expected = (0 + 2 / deviation * 0.7 - 2 / deviation * 1.3) / 3
-    assert by_hand(norm_adv=True).policy_loss == pytest.approx(expected, rel=1e-5)
+    expected = -(1.2 * 0 / deviation + 0.5 * -2 / deviation + 2 * 2 / deviation) / 3  # ratios, nothing clipped
+    assert by_hand(norm_adv=True, clip_coef=10.0).policy_loss == pytest.approx(expected, rel=1e-5)
 
 
 @proves("12")
