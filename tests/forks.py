@@ -67,6 +67,7 @@ DETAILS = {
     "resets": "nothing is learned from reset steps",
     "time limits": "bootstrapped; terminations are not",
     "sampling": "actions are samples of the newest policy",
+    "rewards": "learned from as the environment pays them",
     "returns": "reported as the environment pays them",
     "seeds": "the same seed gives the same run",
     "resuming": "goes on as if it had never stopped",

@@ -187,25 +187,35 @@ def test_each_transition_is_learned_from_once_and_no_reset(watch):
 
 
 @proves("1", "time limits")
-def test_rewards_and_ends_belong_to_their_transition(watch, kind):
-    seen = watch("counting")
-    step, episode = np.zeros(3, int), np.zeros(3, int)
-    for rewards, _, terminated, truncated, *_ in seen.rollouts:
-        for t, env in itertools.product(range(8), range(3)):
-            length = 2 + (episode[env] + env) % 4
-            if step[env] == length:  # the reset step
-                assert not rewards[t, env] and not terminated[t, env] and not truncated[t, env]
-                episode[env], step[env] = episode[env] + 1, 0
-                continue
-            reward = 100 * episode[env] + step[env]
-            assert rewards[t, env] == (min(reward, 1) if kind == "pixels" else reward)
-            step[env] += 1
-            ends = step[env] == length
-            assert terminated[t, env] == (ends and episode[env] % 2 == 0)
-            assert truncated[t, env] == (ends and episode[env] % 2 == 1)
+def test_ends_belong_to_their_transition(watch):
+    rows = counting_rows()
+    for _, _, terminated, truncated, *_ in watch("counting").rollouts:
+        for t in range(8):
+            _, episodes, ends = next(rows)
+            assert terminated[t].tolist() == (ends & (episodes % 2 == 0)).tolist()
+            assert truncated[t].tolist() == (ends & (episodes % 2 == 1)).tolist()
 
 
-@proves("19", kinds="pixels")
+@proves("rewards")
+def test_rewards_belong_to_their_transition(watch, kind):
+    rows = counting_rows()
+    for rewards, *_ in watch("counting").rollouts:
+        for t in range(8):
+            expected, _, _ = next(rows)
+            assert rewards[t].tolist() == (np.sign(expected) if kind == "pixels" else expected).tolist()
+
+
+def counting_rows():
+    """What `Counting` does in three environments, by step: rewards, episodes, and whether these end."""
+    steps, episodes = np.zeros(3, int), np.zeros(3, int)
+    while True:
+        lengths = 2 + (episodes + np.arange(3)) % 4
+        resets = steps == lengths
+        yield np.where(resets, 0, 100.0 * episodes + steps), episodes, steps == lengths - 1
+        steps, episodes = np.where(resets, 0, steps + 1), episodes + resets
+
+
+@proves("19", "rewards", kinds="pixels")
 def test_rewards_are_clipped_to_their_sign(watch):
     seen = watch("games")
     assert {*np.ravel([rewards for rewards, *_ in seen.rollouts]).tolist()} == {-1.0, 0.0, 1.0}
@@ -645,14 +655,14 @@ def test_observations_are_normalised(watch):
     np.testing.assert_allclose(network(agent, seen.batches[2]["obs"])[1], seen.batches[2]["values"], atol=1e-4)
 
 
-@proves("30", "31")
+@proves("30", "31", "rewards")
 def test_rewards_are_scaled(watch):
     """By the deviation of the discounted returns so far, with those of this rollout; not centred; reset steps apart."""
     scaled = watch("counting", gamma=0.5, norm_reward=True)
     running, history, was_ended = np.zeros(3), [], np.zeros(3, bool)
-    rows = iter(true_rewards())
+    rows = counting_rows()
     for got, _, terminated, truncated, *_ in scaled.rollouts:
-        raw = np.stack([next(rows) for _ in range(8)])
+        raw = np.stack([next(rows)[0] for _ in range(8)])
         for t in range(8):
             running = running * 0.5 + raw[t]
             history += running[~was_ended].tolist()
@@ -662,23 +672,13 @@ def test_rewards_are_scaled(watch):
     assert max(episode_return for episode_return, _ in scaled.result["episodes"]) > 1000  # reported as they are
 
 
-@proves("31")
+@proves("31", "rewards")
 def test_rare_rewards_are_clipped(watch, monkeypatch):
     monkeypatch.setattr(
         worlds.Counting, "reward", lambda self, _: 100.0 * ((self.number, self.episode, self.t) == (0, 20, 0))
     )
     seen = watch("counting", gamma=0.5, norm_reward=True, num_steps=64, total_timesteps=768)
     assert max(rewards.max() for rewards, *_ in seen.rollouts) == 10
-
-
-def true_rewards():
-    """Of `Counting`, by step, for three environments."""
-    steps, episodes = np.zeros(3, int), np.zeros(3, int)
-    while True:
-        lengths = 2 + (episodes + np.arange(3)) % 4
-        resets = steps == lengths
-        yield np.where(resets, 0, 100.0 * episodes + steps)
-        steps, episodes = np.where(resets, 0, steps + 1), episodes + resets
 
 
 # Games
@@ -1004,7 +1004,7 @@ CHANGES = {
 }
 
 
-@proves("reference")
+@proves("reference", "rewards")
 @pytest.mark.parametrize("changes", CHANGES)
 def test_the_second_implementation_agrees(fork, arguments, kind, changes, monkeypatch):
     """From the same steps and orders of minibatches, the same parameters; see test_reference.py for our networks."""
