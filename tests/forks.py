@@ -89,6 +89,7 @@ class Script:
         if self.path.parent == TESTS.parent and self.path.name in OURS:
             return importlib.import_module(self.path.stem)
         name = "fork_" + re.sub(r"\W", "_", str(self.path))
+        sys.path.append(str(self.path.parent))  # for what lies beside it
         spec = importlib.util.spec_from_file_location(name, self.path)
         sys.modules[name] = module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
