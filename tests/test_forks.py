@@ -105,9 +105,10 @@ def test_what_a_fork_does_not_have_is_named():
 
 
 def test_what_breaks_in_the_fork_is_no_missing_piece():
-    fork = (
-        (ROOT / "ppo.py").read_text().replace("    deltas = rewards", "    np.no_such_function()\n    deltas = rewards")
-    )
+    """And what lies beside it can be imported, as when it is run."""
+    Path("beside.py").write_text("import numpy\n")
+    fork = (ROOT / "ppo.py").read_text().replace("import numpy as np\n", "from beside import numpy as np\n")
+    fork = fork.replace("    deltas = rewards", "    np.no_such_function()\n    deltas = rewards")
     code, output, rows = command(fork, "-n0", "-k", "gae_is")
     assert code == 1 and rows["5"][0] == "BROKEN", output
     assert "no_such_function" in output
