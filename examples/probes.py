@@ -24,7 +24,7 @@ In this order, as each needs what those before it show. Discount γ = 0.9; V is 
    Wrong: an end is bootstrapped as if life went on.
 
 `ProbeContinuous1-v0` to `ProbeContinuous7-v0` are the same for continuous actions. Normalisation is off in these runs.
-Exit code: 0 if all are learned, 1 if one is not. Scripts for pixels are probed in tests/test_atari.py only.
+Exit code: 0 if all are learned, 1 if one is not. Scripts for pixels are probed in tests/test_fork.py only.
 """
 
 import argparse

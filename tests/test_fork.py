@@ -829,12 +829,11 @@ from forks import Script
 fork = Script(Path(sys.argv[1])).module
 gradients, compute_gradient = [], fork.compute_gradient
 def record(agent, params, batch, clip_coef, args):
-    shared, mean = compute_gradient(agent, params, batch, clip_coef, args)[0], fork.all_mean
-    fork.all_mean = lambda x: x
-    own = compute_gradient(agent, params, batch, clip_coef, args)[0]
-    fork.all_mean = mean
+    loss, _ = fork.ppo_loss(agent, batch, clip_coef, args)
+    own = torch.cat([x.flatten() for x in torch.autograd.grad(loss, params, materialize_grads=True)])
+    shared, diagnostics = compute_gradient(agent, params, batch, clip_coef, args)
     gradients.append((own, shared))
-    return compute_gradient(agent, params, batch, clip_coef, args)
+    return shared, diagnostics
 fork.compute_gradient = record
 more = {"max_grad_norm": 1e6, "total_timesteps": 48, "num_envs": 4, "num_steps": 6, "num_minibatches": 2}
 agent = fork.train(fork.Args(env_id=sys.argv[2], update_epochs=2, **more))["agent"]
