@@ -183,11 +183,11 @@ class Agent(nn.Module):
         self.shape, self.return_stats, self.acting = shape, RunningMeanStd(), self.network
         self.bf16 = args.bf16 and (torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported())
         convs = nn.Conv2d(min(shape), 32, 8, 4), nn.Conv2d(32, 64, 4, 2), nn.Conv2d(64, 64, 3)  # Mnih et al., 2015
-        for conv in convs:
-            nn.init.orthogonal_(conv.weight, 2**0.5)
-            nn.init.zeros_(conv.bias)
         layers = [layer for conv in convs for layer in (conv, nn.ReLU())]
         resize = nn.Identity() if sorted(shape)[1:] == [84, 84] else nn.AdaptiveAvgPool2d(84)
+        for conv in [x for layer in layers for x in layer.modules() if isinstance(x, nn.Conv2d)]:
+            nn.init.orthogonal_(conv.weight, 2**0.5)
+            nn.init.zeros_(conv.bias)
         self.trunk = nn.Sequential(resize, *layers, nn.Flatten(), linear(64 * 7 * 7, 512), nn.ReLU())
         self.actor, self.critic = linear(512, self.exists.size, 0.01), linear(512, 1, 1.0)  # on one trunk (detail 21)
 

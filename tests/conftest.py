@@ -75,7 +75,13 @@ def fork(request):
 @pytest.fixture
 def kind(request):
     """Of the script: discrete, continuous or pixels."""
-    return request.node.callspec.params["fork"].kind
+    return request.node.callspec.params["fork"].kind.replace("images", "pixels")
+
+
+@pytest.fixture
+def games(request):
+    """Whether the script has what Atari's games need, such as rewards clipped to their sign."""
+    return request.node.callspec.params["fork"].kind == "pixels"
 
 
 @pytest.fixture

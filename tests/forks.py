@@ -20,11 +20,12 @@ from types import SimpleNamespace
 import pytest
 
 TESTS = Path(__file__).resolve().parent
-OURS = {"ppo.py": "discrete", "ppo_continuous.py": "continuous", "ppo_atari.py": "pixels"}
+OURS = {"ppo.py": "discrete", "ppo_continuous.py": "continuous", "ppo_atari.py": "pixels", "ppo_procgen.py": "images"}
 KINDS = {  # and an environment that a script of this kind takes
     "discrete": ("discrete actions, vector observations", "worlds:Probe1"),
     "continuous": ("continuous actions, vector observations", "worlds:Continuous"),
-    "pixels": ("discrete actions, pixels", "worlds:Pixel1"),
+    "pixels": ("discrete actions, pixels, Atari's games", "Pong"),
+    "images": ("discrete actions, pixels", "worlds:Pixel1"),
 }
 # Numbers are those of Huang et al., 2022, "The 37 Implementation Details of Proximal Policy Optimization"
 DETAILS = {

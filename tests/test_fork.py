@@ -32,7 +32,7 @@ from reference import Categoricals, Gaussians, Learner, Step, advantage_by_defin
 from test_gae import ends_at_random
 from test_train import scalars
 
-ALL, VECTORS, CHOICES = "discrete continuous pixels", "discrete continuous", "discrete pixels"
+ALL, VECTORS, CHOICES = "discrete continuous pixels images", "discrete continuous", "discrete pixels images"
 GAMMA = 0.9
 PLAIN = {"num_envs": 3, "num_steps": 8, "num_minibatches": 2, "update_epochs": 2, "total_timesteps": 120}
 PLAIN |= {"gamma": 0.99, "gae_lambda": 0.95, "learning_rate": 0.0, "anneal_lr": True, "anneal_clip": False}
@@ -197,12 +197,12 @@ def test_ends_belong_to_their_transition(watch):
 
 
 @proves("rewards")
-def test_rewards_belong_to_their_transition(watch, kind):
+def test_rewards_belong_to_their_transition(watch, games):
     rows = counting_rows()
     for rewards, *_ in watch("counting").rollouts:
         for t in range(8):
             expected, _, _ = next(rows)
-            assert rewards[t].tolist() == (np.sign(expected) if kind == "pixels" else expected).tolist()
+            assert rewards[t].tolist() == (np.sign(expected) if games else expected).tolist()
 
 
 def counting_rows():
@@ -519,7 +519,7 @@ def test_reset_steps_do_not_matter(fork, watch, arguments):
 
 
 @proves("2")
-def test_initial_weights(fork, watch, kind):
+def test_initial_weights(fork, watch, kind, games):
     for size, gain in (((7, 5), 2**0.5), ((5, 7), 0.01), ((64, 64), 1.0)):
         layer = fork.linear(*size, gain)
         weight = layer.weight if layer.weight.shape[0] <= layer.weight.shape[1] else layer.weight.T
@@ -532,7 +532,8 @@ def test_initial_weights(fork, watch, kind):
             torch.testing.assert_close(weight @ weight.T, 2 * torch.eye(len(weight)), atol=1e-4, rtol=1e-4)
         assert convolutions and not any(module.bias.any() for module in convolutions)
     outputs, values = network(agent, random_observations(kind, 200))
-    assert 0 < outputs.std() < 0.05 and np.abs(outputs).max() < 0.2  # actions are about equally likely
+    about = 1 if games or kind != "pixels" else 2  # residuals add up
+    assert 0 < outputs.std() < 0.05 * about and np.abs(outputs).max() < 0.2 * about  # actions are about equally likely
     assert values.std() > 2 * outputs.std()
 
 
@@ -549,7 +550,7 @@ def test_policy_and_value_share_nothing(watch, kind):
         pytest.skip("looked for networks of policy and value that share nothing")
 
 
-@proves("21", kinds="pixels")
+@proves("21", kinds="pixels images")
 def test_policy_and_value_share_a_network(watch, kind):
     shared = shared_parameters(watch("anything").agent, kind)
     if not shared:
@@ -739,7 +740,7 @@ def test_a_lost_life_is_an_end_for_learning_only(watch):
     assert {*map(tuple, seen.result["episodes"])} == {(106.25, 7)}
 
 
-@proves("22", kinds="pixels")
+@proves("22", kinds="pixels images")
 def test_pixels_are_divided_by_255(watch):
     agent, seen = watch("anything").agent, []
     first = next((module for module in agent.modules() if isinstance(module, nn.Conv2d)), None)
@@ -748,7 +749,8 @@ def test_pixels_are_divided_by_255(watch):
     first.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].float()))
     network(agent, np.full((2, 4, 84, 84), 255, np.uint8))
     network(agent, np.full((2, 4, 84, 84), 51, np.uint8))
-    assert [x.unique().tolist() for x in seen] == [[1.0], [pytest.approx(0.2)]]
+    for x, expected in zip(seen, (1.0, 0.2), strict=True):
+        torch.testing.assert_close(x, torch.full_like(x, expected))
 
 
 # Runs
@@ -1004,12 +1006,14 @@ CHANGES = {
 
 @proves("reference", "rewards")
 @pytest.mark.parametrize("changes", CHANGES)
-def test_the_second_implementation_agrees(fork, arguments, kind, changes, monkeypatch):
+def test_the_second_implementation_agrees(fork, arguments, kind, games, changes, monkeypatch):
     """From the same steps and orders of minibatches, the same parameters; see test_reference.py for our networks."""
     known = {field.name for field in fields(fork.Args)}
     settings = {"num_envs": 4, "num_steps": 8, "total_timesteps": 192, "learning_rate": 1e-3, "clip_coef": 0.02}
     if kind == "pixels":
         settings |= {"num_steps": 4, "total_timesteps": 64, "learning_rate": 2.5e-4}
+    if "network" in known:  # the shallow one, in which rounding stays small; test_procgen.py has the other
+        settings["network"] = "nature"
     args = arguments("anything", **settings | {name: x for name, x in CHANGES[changes].items() if name in known})
     orders, params, steps, before, parts = [], [], [], {}, []
     randperm, compute_gradient = torch.randperm, fork.compute_gradient
@@ -1024,7 +1028,7 @@ def test_the_second_implementation_agrees(fork, arguments, kind, changes, monkey
             chosen = actions.copy()
             obs, reward, terminated, truncated, info = super().step(actions)
             forbidden = None if kind == "continuous" else forbidden_choices(before["info"])
-            ends = reward.copy(), terminated.copy(), truncated.copy(), info.get("lives")
+            ends = reward.copy(), terminated.copy(), truncated.copy(), info.get("lives") if games else None
             steps.append(Step(before["obs"], forbidden, chosen, *ends, obs.copy()))
             before.update(obs=obs.copy(), info=info)
             return obs, reward, terminated, truncated, info
@@ -1052,18 +1056,21 @@ def test_the_second_implementation_agrees(fork, arguments, kind, changes, monkey
     if abs(parts[0]) > 1e-4:
         pytest.skip(f"looked for a loss of policy, entropy and value alone, not {parts[0]:.2g} more")
     policy = Gaussians() if kind == "continuous" else Categoricals()
-    learner = AnyNetwork(params[0], args, policy, pixels=kind == "pixels").take(
-        in_float64(result["agent"], steps[0].obs)
-    )
+    learner = AnyNetwork(params[0], args, policy, pixels=games).take(in_float64(result["agent"], steps[0].obs))
     epochs, T = iter([order.tolist() for order in orders]), args.num_steps
     for i in range(0, len(steps), T):
         learner.learn(steps[i : i + T], epochs, len(steps) // T)
     assert next(epochs, None) is None
-    moved = 0.0
-    for name, x in parameters(result["agent"]).items():
-        np.testing.assert_allclose(x, learner.params[name], atol=3e-5, rtol=0, err_msg=name)
-        moved = max(moved, np.abs(x.numpy() - params[0][name]).max())
-    assert moved > 1e-3
+    found = {name: x.numpy() for name, x in parameters(result["agent"]).items()}
+    moved, missed = (
+        np.concatenate([(x - other[name]).ravel() for name, x in found.items()])
+        for other in (params[0], learner.params)
+    )
+    assert np.abs(moved).max() > 1e-3
+    if kind == "pixels" and not games and "network" not in known:  # whose rounding a deep network may make large
+        assert np.linalg.norm(missed) < 0.3 * np.linalg.norm(moved)
+    else:
+        assert np.abs(missed).max() < 3e-5
 
 
 def forbidden_choices(info):
