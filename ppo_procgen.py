@@ -124,7 +124,8 @@ def make_procgen(args: Args, num_envs: int, video_folder: Path | None) -> gym.ve
     envs = gym.vector.VectorWrapper(pool)
     envs.action_space = gym.vector.utils.batch_space(pool.single_action_space, num_envs)
     envs.reset, envs.render = lambda **seed: pool.reset(), lambda: [*pool.render()]
-    return gym.wrappers.vector.RecordVideo(envs, str(video_folder), lambda episode: True) if video_folder else envs
+    record = gym.wrappers.vector.RecordVideo
+    return record(envs, str(video_folder), episode_trigger=lambda episode: True) if video_folder else envs
 
 
 def make_envs(args: Args, num_envs: int, video_folder: Path | None = None) -> gym.vector.VectorEnv:

@@ -4,7 +4,8 @@ Each begins with a line of four parts: its name | the scripts that get it | what
 which run first, `loss` for test_loss.py. A diff of pieces of lines follows: what has a minus is in the script exactly
 once, and what has a plus takes its place. "detail 7" is number 7 of the implementation details of Huang et al. (2022,
 "The 37 Implementation Details of Proximal Policy Optimization"); 32 to 36 are of recurrent policies, which no script
-has. The scripts are `ppo`, `continuous` and `atari`; `vectors` is the first two, `choices` the first and the last.
+has. The scripts are `ppo`, `continuous`, `atari` and `procgen`; `all` is the first three, `vectors` the first two,
+`choices` the first and the third.
 
 What several scripts have in common is the same to the letter, by a test of its own. The core of the algorithm is
 mutated in each of them nevertheless; the rest, such as checkpoints, where its tests are.
@@ -1054,6 +1055,107 @@ CUDA against --no-cuda | ppo | `--no-cuda` wins | command_line::test_no_cuda_win
 compiled anew for each clip range | choices | compiled code is for any clip range | loss atari::TestRuns
 - clip_coef = torch.full((), args.clip_coef * (left if args.anneal_clip else 1), device=device)
 + clip_coef = args.clip_coef * (left if args.anneal_clip else 1)
+
+# Procgen
+another game | procgen | three names for one game | procgen::TestGames
+- removeprefix("procgen:procgen-")
++ removeprefix("procgen:procgen-c")
+hard by default | procgen | a name alone is the easy game | procgen::TestGames
+- else f"{name.capitalize()}Easy-v0"
++ else f"{name.capitalize()}Hard-v0"
+all levels in training | procgen | `num_levels` | procgen::TestLevels
+- "num_levels": args.num_levels
++ "num_levels": 0
+the first levels always | procgen | `start_level` | procgen::TestLevels
+- "start_level": args.start_level
++ "start_level": 0
+the same levels in all processes | procgen | processes and resumed runs see others | procgen::TestLevels
+- replace(args, seed=env_seed)
++ args
+EnvPool's own seed | procgen | seeds reach the games | procgen::TestLevels
+- num_envs=num_envs, seed=args.seed % 2**31
++ num_envs=num_envs
+EnvPool without Qt stays | procgen | after another script in the same process | procgen::TestMistakes
+- sys.modules.pop("envpool.procgen", None)
++ sys.modules.get("envpool.procgen")
+one library of Qt | procgen | the wheel's libraries are enough | procgen::TestMistakes
+- for part in ("Core", "Gui"):
++ for part in ("Core",):
+a missing library is a traceback | procgen | a user's mistake is one line | procgen::TestMistakes
+- AssertionError, OSError)
++ AssertionError)
+an unknown game is a traceback | procgen | a user's mistake is one line | procgen::TestMistakes
+- ImportError, AssertionError, OSError)
++ ImportError, OSError)
+films of thumbnails | procgen | films in full size | procgen::test_films
+- "render_width": 512, "render_height": 512
++ "render_width": 64, "render_height": 64
+films of some episodes | procgen | with `--evaluate`, all are filmed | procgen::test_films_of_all_episodes
+- , episode_trigger=lambda episode: True
++
+no first residual | procgen | the IMPALA network | procgen::TestNetworks
+- x = x + self.convs[2]
++ x = self.convs[2]
+no second residual | procgen | the IMPALA network | procgen::TestNetworks
+- return x + self.convs[4]
++ return self.convs[4]
+no activation before a block | procgen | the IMPALA network | procgen::TestNetworks
+- self.convs[3](x.relu())
++ self.convs[3](x)
+no activation within a block | procgen | the IMPALA network | procgen::TestNetworks
+- self.convs[1](x.relu()).relu()
++ self.convs[1](x.relu())
+a convolution twice | procgen | the IMPALA network | procgen::TestNetworks
+- self.convs[4](self.convs[3]
++ self.convs[2](self.convs[3]
+averages instead of maxima | procgen | the IMPALA network | procgen::TestNetworks
+- functional.max_pool2d(
++ functional.avg_pool2d(
+no activation after the blocks | procgen | the IMPALA network | procgen::TestNetworks
+- Stage(32, 32), nn.ReLU()]
++ Stage(32, 32)]
+IMPALA whatever is wanted | procgen | `--network nature` | procgen::TestNetworks
+- if args.network == "impala":
++ if args.network:
+an IMPALA of other widths | procgen | the IMPALA network | procgen::test_the_number_of_parameters
+- = 32 * 8 * 8, 256, [
++ = 32 * 8 * 8, 512, [
+residual convolutions not orthogonal | procgen | detail 2 | fork::test_initial_weights
+- for x in layer.modules() if
++ for x in [layer, *layer.children()] if
+bytes go in | procgen | detail 22: divided by 255 | procgen::TestNetworks
+- .div_(255)
++ .div_(256)
+a rollout at once | procgen | memory | procgen::test_parts_of_rollouts
+- pixels.split(2048)
++ pixels.split(2**20)
+the first part of a rollout | procgen | values and probabilities of all samples | procgen::test_parts_of_rollouts
+- for x in pixels.split(2048)]
++ for x in pixels.split(2048)[:1] * len(pixels.split(2048))]
+signs of rewards | procgen | no clipping of rewards beyond their scaling | procgen::test_rewards_are_not_clipped
+- rewards[t], valid[t] = reward, ~ended
++ rewards[t], valid[t] = np.sign(reward), ~ended
+unseen levels are those of training | procgen | evaluation on all levels | procgen::test_evaluation
+- replace(args, num_levels=0)
++ args
+the gap upside down | procgen | the gap is what is lost on levels never seen | procgen::test_evaluation
+- {mean - mean_all:.2f}
++ {mean_all - mean:.2f}
+deviations for intervals | procgen | each mean with its interval | procgen::test_evaluation
+- np.std(x) / len(x) ** 0.5
++ np.std(x)
+intervals of a gap added up | procgen | errors of both means, as they add | procgen::test_evaluation
+- np.hypot(error, error_all)
++ (error + error_all)
+memory goes back each time | procgen | freed memory is kept | procgen::test_memory_is_kept
+- ((-1, -1, 2**17), (-4, 0, 2**16))
++ ((-1, -1, 2**17),)
+memory is kept for ever | procgen | at the end, the process is as it was | procgen::test_memory_is_kept
+- at_end.callback(mallopt, option, usual * mallopt(option, value))
++ mallopt(option, value)
+levels below zero | procgen | a user's mistake is one line | procgen::TestMistakes
+- "num_levels", "start_level")  # these
++ "num_levels")  # these
 """
 
 
@@ -1072,9 +1174,9 @@ class Mutant(NamedTuple):
         return text
 
 
-DISCRETE, CONTINUOUS, ATARI = "ppo.py", "ppo_continuous.py", "ppo_atari.py"
+DISCRETE, CONTINUOUS, ATARI, PROCGEN = "ppo.py", "ppo_continuous.py", "ppo_atari.py", "ppo_procgen.py"
 SCRIPTS = {"ppo": (DISCRETE,), "continuous": (CONTINUOUS,), "atari": (ATARI,), "all": (DISCRETE, CONTINUOUS, ATARI)}
-SCRIPTS |= {"vectors": (DISCRETE, CONTINUOUS), "choices": (DISCRETE, ATARI)}
+SCRIPTS |= {"vectors": (DISCRETE, CONTINUOUS), "choices": (DISCRETE, ATARI), "procgen": (PROCGEN,)}
 
 
 def parse(text: str) -> list[Mutant]:

@@ -25,7 +25,7 @@ from mutants import MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPARE_SOURCE = {"test_same.py", "test_mutants.py"}
-KINDS = {"ppo.py": "discrete", "ppo_continuous.py": "continuous", "ppo_atari.py": "atari"}  # of tests, by script
+KINDS = {"ppo.py": "discrete", "ppo_continuous.py": "continuous", "ppo_atari.py": "atari", "ppo_procgen.py": "procgen"}
 SAMPLE = (
     ("time limits end", "ppo_continuous.py"),
     ("inverted ratio", "ppo_atari.py"),

@@ -13,9 +13,10 @@ from conftest import ROOT
 
 SCRIPTS = {"ppo.py": 500, "ppo_continuous.py": 500, "ppo_atari.py": 540, "ppo_procgen.py": 540}  # lines, at most
 PARENTS = {"ppo_procgen.py": "ppo_atari.py"}  # which script a variant was cut from; else ppo.py
-LIMIT = {"ppo_procgen.py": 112}  # changed lines between a script and one cut from it, as diff counts them; else 90
+LIMIT = {"ppo_procgen.py": 115}  # changed lines between a script and one cut from it, as diff counts them; else 90
 GAMES = "import ale_py  # noqa: F401 (registers its games)"
 ROOMS = "Args check_args make_envs RunningMeanStd Agent compute_gae ppo_loss load_checkpoint evaluate train"
+AT_THE_END = {"ppo_procgen.py": 7}  # changed lines there: evaluation on two sets of levels
 # What each variant needs otherwise than its parent, in how many changed lines
 VARIANTS = {
     "ppo_continuous.py": {
@@ -43,7 +44,19 @@ VARIANTS = {
         "train": ("devices, lives, signs of rewards, bytes, no statistics", 19),
     },
     "ppo_procgen.py": {
-        "Args": ("levels, the network, the paper's defaults", 0),
+        "Args": ("levels, networks, the paper's defaults", 26),
+        "check_args": ("levels", 5),
+        "FireReset": ("Atari's", 1),
+        "FireReset.reset": ("Atari's", 5),
+        "make_procgen": ("names of games, Qt, levels, films", 15),
+        "make_envs": ("Atari's out", 17),
+        "Stage": ("the IMPALA network", 1),
+        "Stage.__init__": ("the IMPALA network", 3),
+        "Stage.forward": ("the IMPALA network", 4),
+        "Agent.__init__": ("the choice of a network", 9),
+        "Agent.network": ("memory for deep networks", 3),
+        "process_settings": ("memory for deep networks", 4),
+        "train": ("no lives, no signs of rewards, EnvPool's seed", 7),
     },
 }
 
@@ -89,7 +102,7 @@ class TestVariants:
             rows = changed(ours.get(name, []), theirs.get(name, []))
             assert len(rows) == count, "\n".join([name, *rows])
         rests = [[line for line in rest if line != GAMES] for rest in (our_rest, their_rest)]
-        assert rests[0] == rests[1]
+        assert len(changed(*rests)) == AT_THE_END.get(script, 0)
 
     def test_differences_are_few(self, script):
         """The diff is the lesson what a variant needs: short enough to read."""
