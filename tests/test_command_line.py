@@ -33,7 +33,7 @@ def run(*args, folder=".", script=ROOT / "ppo.py"):
     return done.returncode, done.stdout, done.stderr
 
 
-SCRIPTS = pytest.mark.parametrize("script", ["ppo.py", "ppo_continuous.py", "ppo_atari.py"])
+SCRIPTS = pytest.mark.parametrize("script", ["ppo.py", "ppo_continuous.py", "ppo_atari.py", "ppo_lstm.py"])
 
 
 def script_requirements(script):
@@ -244,7 +244,8 @@ CONTINUOUS |= {"learning_rate": 3e-4, "num_minibatches": 32, "update_epochs": 10
 CONTINUOUS |= {"norm_obs": True, "norm_reward": True}
 ATARI = {"env_id": "ALE/Breakout-v5", "total_timesteps": 10_000_000, "num_envs": 8, "clip_coef": 0.1}
 ATARI |= {"repeat_action_probability": 0.0, "bf16": True}
-OTHER_DEFAULTS = {"ppo": {}, "ppo_continuous": CONTINUOUS, "ppo_atari": ATARI}
+LSTM = {"num_envs": 16, "learning_rate": 5e-3, "norm_obs": True, "norm_reward": True, "rnn": "lstm", "rnn_size": 128}
+OTHER_DEFAULTS = {"ppo": {}, "ppo_continuous": CONTINUOUS, "ppo_atari": ATARI, "ppo_lstm": LSTM}
 
 
 @pytest.mark.parametrize("script", OTHER_DEFAULTS)
@@ -253,6 +254,8 @@ def test_defaults(script):
     expected = DEFAULTS | {"exp_name": script} | OTHER_DEFAULTS[script]
     if script == "ppo_atari":
         del expected["norm_obs"]
+    if script == "ppo_lstm":
+        del expected["compile"]
     assert dataclasses.asdict(importlib.import_module(script).Args()) == expected
 
 
