@@ -55,9 +55,8 @@ class Episodes(World):
 gym.register("Episodes", Episodes)
 
 
-def step_by_step(params, name, kind, x, state):
-    """One step of one network as its formulas say it: outputs, and the memory after it. Tensors without a batch."""
-    p = {key.removeprefix(f"{name}."): value for key, value in params.items() if key.startswith(f"{name}.")}
+def step_by_step(p, kind, x, state):
+    """One step as its formulas say it: the policy's outputs, value, and memory after it. Tensors without a batch."""
     x = torch.tanh(p["encoder.0.weight"] @ x + p["encoder.0.bias"])
     h, *c = state
     ours = (p["cell.weight_ih_l0"] @ x + p["cell.bias_ih_l0"]).chunk(4 if kind == "lstm" else 3)
@@ -70,7 +69,7 @@ def step_by_step(params, name, kind, x, state):
         reset, keep = (torch.sigmoid(a + b) for a, b in zip(ours[:2], theirs[:2], strict=True))
         new = torch.tanh(ours[2] + reset * theirs[2])
         state = (keep * h + (1 - keep) * new).unsqueeze(0)
-    return p["head.weight"] @ state[0] + p["head.bias"], state
+    return *(p[f"{head}.weight"] @ state[0] + p[f"{head}.bias"] for head in ("actor", "critic")), state
 
 
 def double(agent):
@@ -78,8 +77,8 @@ def double(agent):
 
 
 def zero(agent):
-    """A network's memory at the start of an episode."""
-    return torch.zeros(agent.start.shape[1], agent.start.shape[3], dtype=torch.float64)
+    """The memory at the start of an episode."""
+    return torch.zeros(agent.start.shape[0], agent.start.shape[2], dtype=torch.float64)
 
 
 @pytest.fixture
@@ -119,14 +118,11 @@ def test_an_episode_is_remembered_from_its_first_step_on(watch, rnn):
         for x in obs:
             episodes.setdefault(tuple(x[:2]), []).append(x)
     for (number, episode), history in episodes.items():
-        states = [zero(agent)] * 2
+        state = zero(agent)
         for step, x in enumerate(history):
             assert x[2] == step  # the last one is the observation that the reset step acted on
-            both = []
-            for i, name in enumerate(("actor", "critic")):
-                output, states[i] = step_by_step(double(agent), name, rnn, torch.from_numpy(x).double(), states[i])
-                both.append(output)
-            expected[number, episode, step] = both[0].log_softmax(-1), both[1].item()
+            outputs, value, state = step_by_step(double(agent), rnn, torch.from_numpy(x).double(), state)
+            expected[number, episode, step] = outputs.log_softmax(-1), value.item()
     for obs, logprobs in acted:
         for x, found in zip(obs, logprobs, strict=True):
             torch.testing.assert_close(found.double(), expected[tuple(x[:3])][0], atol=1e-5, rtol=0)
@@ -183,28 +179,26 @@ def test_stretches_are_a_loop_over_steps(rnn, seed):
     torch.manual_seed(seed)
     T, N = 7, 3
     agent = make_agent(ppo, 4, Discrete(3), rnn=rnn, rnn_size=5, norm_obs=False).double()
-    torch.nn.init.normal_(agent.actor.head.weight)
+    torch.nn.init.normal_(agent.actor.weight)
     with torch.no_grad():
         for param in agent.parameters():
             param += 0.1 * torch.randn_like(param)
-    obs, memory = torch.randn(T * N, 4).double(), torch.randn(2, agent.start.shape[1], N, 5).double()
+    obs, memory = torch.randn(T * N, 4).double(), torch.randn(len(agent.start), N, 5).double()
     valid, to_outputs, to_values = torch.rand(T, N) >= seed / 3, torch.randn(T * N, 3), torch.randn(T * N)
     outputs, values, after = agent.network(obs, memory, valid.flatten())
     ((outputs * to_outputs).sum() + (values * to_values).sum() + (after**2).sum()).backward()
     params = {name: x.detach().clone().requires_grad_() for name, x in agent.named_parameters()}
     total = 0
-    for i, (name, found, weights) in enumerate(
-        [("actor", outputs, to_outputs), ("critic", values[:, None], to_values)]
-    ):
-        for n in range(N):
-            state = memory[i, :, n]
-            for t in range(T):
-                output, state = step_by_step(params, name, rnn, obs[t * N + n], state)
-                state = state if valid[t, n] else torch.zeros_like(state)
-                torch.testing.assert_close(found[t * N + n], output)
-                total = total + (output * weights[t * N + n]).sum()
-            torch.testing.assert_close(after[i, :, n], state)
-            total = total + (state**2).sum()
+    for n in range(N):
+        state = memory[:, n]
+        for t in range(T):
+            output, value, state = step_by_step(params, rnn, obs[t * N + n], state)
+            state = state if valid[t, n] else torch.zeros_like(state)
+            torch.testing.assert_close(outputs[t * N + n], output)
+            torch.testing.assert_close(values[t * N + n], value[0])
+            total = total + (output * to_outputs[t * N + n]).sum() + value[0] * to_values[t * N + n]
+        torch.testing.assert_close(after[:, n], state)
+        total = total + (state**2).sum()
     total.backward()
     for name, x in agent.named_parameters():
         torch.testing.assert_close(x.grad, params[name].grad, msg=name)
@@ -215,18 +209,18 @@ def test_a_cue_does_not_outlive_its_episode(rnn):
     """It is remembered up to the reset step, and not by the next episode."""
     torch.manual_seed(0)
     agent = make_agent(ppo, 1, Discrete(2), rnn=rnn)
-    torch.nn.init.normal_(agent.actor.head.weight)
+    torch.nn.init.normal_(agent.actor.weight)
     valid, runs = torch.tensor([True, True, True, False, True, True]), []
     for cue, last in ((1, 0), (-1, 0), (1, 5)):
         obs = torch.tensor([cue, 0, 0, last, 0.3, 0.3])[:, None]
-        outputs, values, memory = agent.network(obs, agent.start.repeat(1, 1, 1, 1), valid)
+        outputs, values, memory = agent.network(obs, agent.start, valid)
         runs.append((torch.cat([outputs, values[:, None]], 1), memory))
     for other, memory in runs[1:]:
         assert torch.equal(runs[0][0][4:], other[4:]) and torch.equal(runs[0][1], memory)
     assert (runs[0][0] - runs[1][0])[1:4].abs().amin() > 0  # each of the outputs, at each step
     assert (runs[0][0] - runs[2][0])[3].abs().amin() > 0
     obs = torch.tensor([1, 0, 0, 0.0, 0.3, 0.3])[:, None].requires_grad_()
-    outputs, values, _ = agent.network(obs, agent.start.repeat(1, 1, 1, 1), valid)
+    outputs, values, _ = agent.network(obs, agent.start, valid)
     (gradient,) = torch.autograd.grad(outputs[4:].sum() + values[4:].sum(), obs)
     assert not gradient[:4].any() and gradient[4:].all()
 
@@ -244,8 +238,8 @@ class Remembering(Learner):
         self.only_resets, self.calls, self.N = ends, 0, N
         if self.begins is None:
             sizes = (1 + (self.args.rnn == "lstm"), self.args.rnn_size)
-            self.memories = [[torch.zeros(sizes, dtype=torch.float64)] * 2 for _ in range(N)]
-        self.begins, self.chosen = [[*pair] for pair in self.memories], []
+            self.memories = [torch.zeros(sizes, dtype=torch.float64)] * N
+        self.begins, self.chosen = [*self.memories], []
         return super().learn(steps, self.samples(orders, len(steps)), num_iterations)
 
     def samples(self, orders, T):
@@ -257,24 +251,16 @@ class Remembering(Learner):
                 epoch += [t * self.N + n for t in range(T) for n in self.chosen[-1]]
             yield epoch
 
-    def both(self, params, obs, memory):
-        """Outputs of policy and value, and what they remember then."""
-        found = [
-            step_by_step(params, name, self.args.rnn, torch.from_numpy(obs), state)
-            for name, state in zip(("actor", "critic"), memory, strict=True)
-        ]
-        return [output for output, _ in found], [state for _, state in found]
-
     def forget(self, memory, t, n):
         """After a step that only resets, a new episode begins."""
-        return [torch.zeros_like(x) for x in memory] if self.only_resets[t, n] else memory
+        return torch.zeros_like(memory) if self.only_resets[t, n] else memory
 
     def outputs(self, obs):
         if self.calls is None:  # within `gradient`
             return next(self.found)
         t, n = divmod(self.calls, self.N)
         self.calls += 1
-        (outputs, value), memory = self.both(self.tensors(), obs, self.memories[n])
+        outputs, value, memory = step_by_step(self.tensors(), self.args.rnn, torch.from_numpy(obs), self.memories[n])
         if t < len(self.only_resets) - 1:  # the last observation is seen again, by the next rollout
             self.memories[n] = self.forget(memory, t, n)
         return outputs.numpy(), value.item()
@@ -291,7 +277,7 @@ class Remembering(Learner):
         memories, pairs = {n: self.begins[n] for n in chosen}, []
         for i, sample in enumerate(minibatch):
             t, n = i // len(chosen), chosen[i % len(chosen)]
-            pair, memory = self.both(leaves, sample.obs, memories[n])
+            *pair, memory = step_by_step(leaves, self.args.rnn, torch.from_numpy(sample.obs), memories[n])
             memories[n] = self.forget(memory, t, n)
             pairs += [pair] if sample.valid else []
         self.found = ((outputs.detach().numpy(), value.item()) for outputs, value in pairs)
@@ -322,16 +308,14 @@ def test_initialisation(rnn):
         if "bias" in name:
             assert not param.any(), name
             continue
-        gain = 2**0.5 if "encoder" in name else 1.0 if "cell" in name or "critic" in name else 0.01
+        gain = {"encoder": 2**0.5, "cell": 1.0, "actor": 0.01, "critic": 1.0}[name.split(".")[0]]
         for part in param.split(32) if "cell" in name else [param]:
             part = part if part.shape[0] < part.shape[1] else part.T
             torch.testing.assert_close(part @ part.T, gain**2 * torch.eye(len(part)), atol=1e-5, rtol=1e-4)
-    shapes = {name: tuple(x.shape) for name, x in agent.actor.named_parameters()}
+    shapes = {name: tuple(x.shape) for name, x in agent.named_parameters()}
     gates = 4 if rnn == "lstm" else 3
     assert shapes["cell.weight_ih_l0"] == (32 * gates, 64) and shapes["cell.weight_hh_l0"] == (32 * gates, 32)
-    assert shapes["encoder.0.weight"] == (64, 7) and shapes["head.weight"] == (5, 32)
-    ours, theirs = ({id(x) for x in network.parameters()} for network in (agent.actor, agent.critic))
-    assert not ours & theirs  # detail 13
+    assert shapes["encoder.0.weight"] == (64, 7) and shapes["actor.weight"] == (5, 32)
 
 
 def test_acting_in_your_own_code():
@@ -339,7 +323,7 @@ def test_acting_in_your_own_code():
     is not part of a checkpoint."""
     torch.manual_seed(0)
     agent, obs = make_agent(ppo, 3, Discrete(4)), np.random.default_rng(0).normal(size=(5, 2, 3)).astype(np.float32)
-    torch.nn.init.normal_(agent.actor.head.weight)
+    torch.nn.init.normal_(agent.actor.weight)
     first = [agent.policy(x) for x in obs]
     goes_on = agent.policy(obs[0])
     assert abs(goes_on - first[0]).max() > 1e-3
@@ -349,7 +333,7 @@ def test_acting_in_your_own_code():
     alone = [agent.policy(x[:1]) for x in obs]
     np.testing.assert_allclose(np.concatenate(alone), np.stack(first)[:, 0], atol=1e-6)
     agent.memory = None
-    together = agent.network(torch.from_numpy(obs).flatten(0, 1), agent.start.repeat(1, 1, 2, 1), torch.ones(10) > 0)
+    together = agent.network(torch.from_numpy(obs).flatten(0, 1), agent.start.repeat(1, 2, 1), torch.ones(10) > 0)
     np.testing.assert_allclose(together[0].detach().view(5, 2, 4), np.stack(first), atol=1e-5)
 
 
@@ -455,7 +439,7 @@ def record(agent, params, batch, clip_coef, args):
     loss, _ = ppo_lstm.ppo_loss(agent, batch, clip_coef, args)
     own = torch.cat([x.flatten() for x in torch.autograd.grad(loss, params)])
     shared, diagnostics = compute_gradient(agent, params, batch, clip_coef, args)
-    gradients.append((own, shared, batch["memory"].shape[2]))
+    gradients.append((own, shared, batch["memory"].shape[1]))
     return shared, diagnostics
 ppo_lstm.compute_gradient = record
 changes = {"num_envs": 8, "max_grad_norm": 1e6, "total_timesteps": 192}
