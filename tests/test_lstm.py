@@ -141,7 +141,7 @@ def test_an_episode_is_remembered_from_its_first_step_on(watch, rnn):
     places = {len(history) for history in episodes.values()}
     assert places >= {2, 3, 4, 5, 6, 7}
     lengths = [expected[0, 3, step][0] for step in range(4)], [expected[0, 5, step][0] for step in range(4)]
-    assert all((a - b).abs().max() > 1e-4 for a, b in zip(*lengths, strict=True))  # more than rounding
+    assert all((a - b).abs().max() > 1e-4 for a, b in zip(*lengths, strict=True))  # it's not that all is the same
 
 
 @BOTH
@@ -232,10 +232,9 @@ class Remembering(Learner):
 
     def learn(self, steps, orders, num_iterations):
         N = len(steps[0].reward)
-        ends = np.stack(
-            [np.zeros(N, bool) if self.ended is None else self.ended] + [s.terminated | s.truncated for s in steps]
-        )
-        self.only_resets, self.calls, self.N = ends, 0, N
+        before = np.zeros(N, bool) if self.ended is None else self.ended
+        self.only_resets = np.stack([before] + [step.terminated | step.truncated for step in steps])  # after ends
+        self.calls, self.N = 0, N
         if self.begins is None:
             sizes = (1 + (self.args.rnn == "lstm"), self.args.rnn_size)
             self.memories = [torch.zeros(sizes, dtype=torch.float64)] * N
@@ -269,11 +268,8 @@ class Remembering(Learner):
         return {name: torch.from_numpy(x) for name, x in self.params.items()}
 
     def gradient(self, minibatch, clip_coef):
-        self.calls, chosen, leaves = (
-            None,
-            self.chosen.pop(0),
-            {k: x.requires_grad_() for k, x in self.tensors().items()},
-        )
+        self.calls, chosen = None, self.chosen.pop(0)
+        leaves = {name: x.requires_grad_() for name, x in self.tensors().items()}
         memories, pairs = {n: self.begins[n] for n in chosen}, []
         for i, sample in enumerate(minibatch):
             t, n = i // len(chosen), chosen[i % len(chosen)]
@@ -394,21 +390,21 @@ def test_resuming_goes_on_where_the_run_was(monkeypatch):
     assert resumed["episodes"] == whole["episodes"]
 
 
-def complaint(capsys, **changes):
+def complaint(**changes):
     with pytest.raises(SystemExit) as error:
         train(Args(env_id="worlds:Probe1", **changes))
     assert not Path("runs").exists()
     return str(error.value)
 
 
-def test_mistakes_get_one_line(capsys, monkeypatch):
+def test_mistakes_get_one_line(monkeypatch):
     message = "error: num_minibatches * processes must divide num_envs, with 2 to 10**8 samples in a minibatch"
-    assert complaint(capsys, num_envs=6, num_minibatches=4) == message
-    assert complaint(capsys, num_envs=2, num_minibatches=4) == message
-    assert complaint(capsys, num_envs=4, num_minibatches=4, num_steps=1) == message
-    assert complaint(capsys, rnn_size=0) == f"error: --rnn-size must be from 1 to {10**15}, not 0"
+    assert complaint(num_envs=6, num_minibatches=4) == message
+    assert complaint(num_envs=2, num_minibatches=4) == message
+    assert complaint(num_envs=4, num_minibatches=4, num_steps=1) == message
+    assert complaint(rnn_size=0) == f"error: --rnn-size must be from 1 to {10**15}, not 0"
     monkeypatch.setattr(ppo, "WORLD_SIZE", 2)
-    assert complaint(capsys, num_envs=12, num_minibatches=4) == message
+    assert complaint(num_envs=12, num_minibatches=4) == message
     monkeypatch.undo()
     train(Args(env_id="worlds:Probe1", num_envs=2, num_minibatches=2, num_steps=2, total_timesteps=4))  # just allowed
 
