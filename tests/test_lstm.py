@@ -353,7 +353,7 @@ def test_evaluation_begins_each_episode_with_nothing(watch, monkeypatch):
         ppo, "evaluate", lambda agent, args, n, folder, max_length: filmed.append(evaluate(agent, args, n))
     )
     for film in (False, True):
-        agent = watch(learning_rate=3e-2, capture_video=film)[0]["agent"]
+        agent = watch(learning_rate=3e-2, num_steps=4, total_timesteps=96, capture_video=film)[0]["agent"]
         runs.append(torch.cat([param.flatten() for param in agent.parameters()]))
     assert len(filmed) == 6  # iterations
     assert torch.equal(*runs)
