@@ -3,9 +3,8 @@
 Each begins with a line of four parts: its name | the scripts that get it | what it breaks | tests that should notice,
 which run first, `loss` for test_loss.py. A diff of pieces of lines follows: what has a minus is in the script exactly
 once, and what has a plus takes its place. "detail 7" is number 7 of the implementation details of Huang et al. (2022,
-"The 37 Implementation Details of Proximal Policy Optimization"); 32 to 36 are of recurrent policies, which no script
-has. The scripts are `ppo`, `continuous`, `atari` and `procgen`; `all` is the first three, `vectors` the first two,
-`choices` the first and the third.
+"The 37 Implementation Details of Proximal Policy Optimization"). The scripts are `ppo`, `continuous`, `atari`,
+`procgen` and `lstm`; `three` is the first three, `all` these and `lstm`, `vectors` the first two, `choices` `ppo` and `atari`.
 
 What several scripts have in common is the same to the letter, by a test of its own. The core of the algorithm is
 mutated in each of them nevertheless; the rest, such as checkpoints, where its tests are.
@@ -174,7 +173,7 @@ hidden gain 1 | ppo | detail 2: √2 in hidden layers | agent
 biases not zero | ppo | detail 2: zero biases | agent
 - nn.init.zeros_(layer.bias)
 + pass
-the policy's last gain 1 | all | detail 2: 0.01 at the policy's end | agent continuous::TestPolicy atari::TestNetworks
+the policy's last gain 1 | three | detail 2: 0.01 at the policy's end | agent continuous::TestPolicy atari::TestNetworks
 - , 0.01)
 + , 1.0)
 the value's last gain 0.01 | ppo | detail 2: 1 in the value's last layer | agent
@@ -328,19 +327,19 @@ noise of one iteration | ppo | iterations explore independently, also after resu
 noise of one seed | ppo | another seed explores otherwise | train::TestNoise
 - manual_seed(hash((args.seed, global_step, RANK)))
 + manual_seed(hash((global_step, RANK)))
-noise of the first step | all | steps explore independently | chance
+noise of the first step | three | steps explore independently | chance
 - , noise[t])
 + , noise[0])
-noise of the first environment | all | environments explore independently | chance
+noise of the first environment | three | environments explore independently | chance
 - , noise[t])
 + , np.repeat(noise[t, :1], N, axis=0))
-noise of every second step | all | steps explore independently | chance
+noise of every second step | three | steps explore independently | chance
 - , noise[t])
 + , noise[t // 2])
-noise of the first iteration | all | iterations explore independently | chance
+noise of the first iteration | three | iterations explore independently | chance
 - noise, finished = agent.noise(T, N), []
 + noise, finished = agent.noise(T, N) if global_step == saved["global_step"] else noise, []
-noise of the session | all | a resumed run explores anew | chance
+noise of the session | three | a resumed run explores anew | chance
 - manual_seed(hash((args.seed, global_step, RANK)))
 + manual_seed(hash((args.seed, global_step - saved["global_step"], RANK)))
 resumed processes share noise | ppo | processes explore independently, also in a resumed run | chance
@@ -349,10 +348,10 @@ resumed processes share noise | ppo | processes explore independently, also in a
 processes share noise after an iteration | ppo | processes explore independently in all iterations | chance
 - manual_seed(hash((args.seed, global_step, RANK)))
 + manual_seed(hash((args.seed, global_step, 0 if global_step else RANK)))
-environments of one seed | all | another seed has other episodes | chance
+environments of one seed | three | another seed has other episodes | chance
 - env_seed = hash((args.seed, global_step, RANK))
 + env_seed = hash((global_step, RANK))
-neighbouring seeds share environments | all | no two environments have the same seed | chance
+neighbouring seeds share environments | three | no two environments have the same seed | chance
 - env_seed = hash((args.seed, global_step, RANK)) % 2**31
 + env_seed = (args.seed + hash((global_step, RANK))) % 2**31
 neighbouring processes share environments | ppo | no two environments have the same seed | chance
@@ -366,7 +365,7 @@ resumed processes share environments | ppo | no two environments have the same s
 + env_seed = hash((args.seed, global_step, RANK if args.resume is None else 0)) % 2**31
 
 # Updating
-not shuffled | all | detail 6: minibatch indices not shuffled | reference
+not shuffled | three | detail 6: minibatch indices not shuffled | reference
 - in torch.randperm(T * N)
 + in torch.arange(T * N)
 the same order in every epoch | ppo | detail 6: the same in every epoch | train::TestUpdating
@@ -893,15 +892,15 @@ evaluation adds up returns | ppo | reported returns are those of one episode | c
 evaluation repeats an episode | ppo | each episode starts elsewhere | checkpoint::TestEvaluating
 - seed=None if results else args.seed % 2**31
 + seed=args.seed % 2**31
-the same noise at each step of evaluation | all | evaluation explores | chance
+the same noise at each step of evaluation | three | evaluation explores | chance
 -             actions = agent.act(obs,
 +             torch.manual_seed(args.seed + len(results))
 +             actions = agent.act(obs,
-the same noise in each episode of evaluation | all | evaluation explores | chance
+the same noise in each episode of evaluation | three | evaluation explores | chance
 -         ended, episode_return, length = np.zeros(1, bool)
 +         torch.manual_seed(args.seed)
 +         ended, episode_return, length = np.zeros(1, bool)
-evaluation of one seed's episodes | all | another seed plays other episodes | chance
+evaluation of one seed's episodes | three | another seed plays other episodes | chance
 - seed=None if results else args.seed % 2**31
 + seed=None if results else 1
 evaluation prints lengths | ppo | evaluation prints returns | checkpoint::TestEvaluating
@@ -1015,6 +1014,139 @@ episodes of one process | ppo | metrics are those of all processes | parallel
 every process writes | ppo | process 0 alone logs, saves and prints | parallel
 - if RANK == 0:  # which alone
 + if True:  # which alone
+
+# Memory: all but what is common with ppo.py
+acting remembers earlier episodes | lstm | detail 34: memory is reset where an episode ended | lstm
+- agent.memory[:, ended] = 0
++ pass
+learning remembers earlier episodes | lstm | detail 34: also in a sequence that is learned from | lstm
+-  * goes_on.unsqueeze(-1)
++
+reset steps are remembered | lstm | detail 34: the new episode has not seen the last observation of the old one | lstm
+- agent.memory[:, ended] = 0
++ pass
+- ended = terminated[t] | truncated[t]
++ ended = terminated[t] | truncated[t]
++             agent.memory[:, ended] = 0
+reset steps are remembered in learning | lstm | detail 34: the new episode has not seen the last observation
+| lstm
+-         ends, outputs, lstm
++         valid = torch.cat([valid[1:], valid[:1] | True])
++         ends, outputs, lstm
+episodes begin with ones | lstm | detail 33: zero initial states | lstm
+- self.start = nn.Buffer(torch.zeros(
++ self.start = nn.Buffer(torch.ones(
+later episodes begin with ones | lstm | detail 33: zero initial states | lstm
+- memory = (torch.cat(memory) if lstm else memory) * goes_on.unsqueeze(-1)
++ memory = torch.where(goes_on.unsqueeze(-1), torch.cat(memory) if lstm else memory, 1)
+- agent.memory[:, ended] = 0
++ agent.memory[:, ended] = 1
+only the output is reset | lstm | detail 34: an LSTM's cell, too | lstm
+- agent.memory[:, ended] = 0
++ agent.memory[0, ended] = 0
+all are reset with one | lstm | detail 34: of those that ended | lstm
+- agent.memory[:, ended] = 0
++ agent.memory *= not ended.any()
+resets where all end | lstm | detail 34: wherever one ends | lstm
+- (~valid[:-1]).any(1)
++ (~valid[:-1]).all(1)
+stretches of one step less | lstm | detail 34: off by one | lstm
+- (~valid[:-1]).any(1)
++ (~valid[1:]).any(1)
+memory ends with the rollout | lstm | details 1 and 36: the next one goes on with it | lstm
+-         agent.memory = memory
+-         for t
++         agent.memory = memory = torch.zeros_like(memory)
++         for t
+training begins with nothing | lstm | detail 36: with what the rollout began with | lstm
+- minibatch["memory"] = memory[:, chosen]
++ minibatch["memory"] = 0 * memory[:, chosen]
+training begins where the rollout ended | lstm | detail 36: with what the rollout began with | lstm
+- minibatch["memory"] = memory[:, chosen]
++ minibatch["memory"] = agent.memory[:, chosen]
+training begins with another's memory | lstm | detail 36: each environment has its own | lstm
+- minibatch["memory"] = memory[:, chosen]
++ minibatch["memory"] = memory[:, : len(chosen)]
+old log-probabilities begin where the rollout ended | lstm | detail 36: with what the rollout began with | lstm
+- agent(batch | {"memory": memory})
++ agent(batch | {"memory": agent.memory})
+the rollout's memory is that of the first | lstm | detail 36: of this rollout | lstm
+-         memory = agent.memory
+-         agent.obs_stats
++         agent.obs_stats
+the last value remembers nothing | lstm | detail 5: the last observation's value, with what was seen before | lstm
+- agent.network(torch.from_numpy(obs[T]).to(device), agent.memory)
++ agent.network(torch.from_numpy(obs[T]).to(device))
+the last value remembers the beginning | lstm | detail 5: the last observation's value, with what was seen before | lstm
+- agent.network(torch.from_numpy(obs[T]).to(device), agent.memory)
++ agent.network(torch.from_numpy(obs[T]).to(device), memory)
+steps out of order | lstm | detail 35: sequences in order | lstm
+- torch.arange(0, T * N, N, device=device)[:, None]
++ N * torch.randperm(T)[:, None]
+steps backwards | lstm | detail 35: sequences in order | lstm
+- torch.arange(0, T * N, N, device=device)[:, None]
++ torch.arange(0, T * N, N).flip(0)[:, None]
+environments one after the other | lstm | detail 35: as the network takes them | lstm
+- [:, None] + chosen).flatten()
++ [:, None] + chosen).T.flatten()
+environments not shuffled | lstm | detail 6: minibatch indices not shuffled | lstm
+- in torch.randperm(N)
++ in torch.arange(N)
+environments drawn with replacement | lstm | detail 6: some never visited | lstm
+- in torch.randperm(N)
++ in torch.randint(N, (N,))
+gates as PyTorch makes them | lstm | detail 32: orthogonal weights, zero biases | lstm
+- nn.init.zeros_(gate) if "bias" in name else nn.init.orthogonal_(gate)
++ pass
+biases of gates as PyTorch makes them | lstm | detail 32: zero biases | lstm
+- nn.init.zeros_(gate) if "bias" in name else nn.init.orthogonal_(gate)
++ None if "bias" in name else nn.init.orthogonal_(gate)
+gates of gain √2 | lstm | detail 32: gain 1 | lstm
+- else nn.init.orthogonal_(gate)
++ else nn.init.orthogonal_(gate, 2**0.5)
+gates orthogonal together | lstm | detail 32: each gate's matrix by itself | lstm
+- for gate in param.split(args.rnn_size):
++ for gate in [param]:
+the policy's head of gain 1 | lstm | detail 2: 0.01 at the policy's end | lstm
+- self.exists.size, 0.01)
++ self.exists.size, 1.0)
+the value's head of gain 0.01 | lstm | detail 2: 1 at the value's end | lstm
+- linear(args.rnn_size, 1, 1.0)
++ linear(args.rnn_size, 1, 0.01)
+the value does not shape the memory | lstm | policy and value share it | lstm
+- self.critic(x).squeeze(-1), memory
++ self.critic(x.detach()).squeeze(-1), memory
+no encoder's tanh | lstm | the encoder | lstm
+- nn.Sequential(linear(*shape, 64), nn.Tanh())
++ nn.Sequential(linear(*shape, 64))
+the cell's own memory is lost | lstm | an LSTM remembers its output and its cell | lstm
+- torch.cat(memory) if lstm
++ torch.cat([memory[0], 0 * memory[1]]) if lstm
+acting does not remember | lstm | acting and learning remember the same | lstm
+- outputs, _, self.memory = self.network(
++ outputs, _, _ = self.network(
+other environments' memory | lstm | another number of environments begins with nothing | lstm
+- self.memory.shape[1] == len(x)
++ self.memory.shape[1] >= len(x)
+memory is saved | lstm | a checkpoint holds no memory | lstm
+- , persistent=False)
++ )
+evaluation remembers the episode before | lstm | each episode begins with nothing | lstm
+- np.zeros(1, bool), 0.0, 0, None
++ np.zeros(1, bool), 0.0, 0, agent.memory if results else None
+films disturb training | lstm | evaluation leaves training as it is | lstm
+-         agent.memory = memory
+-         for t
++         for t
+parts of environments in minibatches | lstm | num_minibatches divides num_envs, or a clear error | lstm
+- divmod(args.num_envs, args.num_minibatches * WORLD_SIZE)
++ divmod(args.num_envs * args.num_steps, args.num_minibatches * WORLD_SIZE)
+minibatches of all processes | lstm | num_minibatches divides the environments of each process | lstm
+- divmod(args.num_envs, args.num_minibatches * WORLD_SIZE)
++ divmod(args.num_envs, args.num_minibatches)
+other gradients in each process | lstm | detail b | lstm
+- gradient = all_mean(torch.cat(
++ gradient = (torch.cat(
 
 # Defaults
 another lambda by default | all | defaults are those that results stand for | command_line::test_defaults
@@ -1174,9 +1306,12 @@ class Mutant(NamedTuple):
         return text
 
 
-DISCRETE, CONTINUOUS, ATARI, PROCGEN = "ppo.py", "ppo_continuous.py", "ppo_atari.py", "ppo_procgen.py"
-SCRIPTS = {"ppo": (DISCRETE,), "continuous": (CONTINUOUS,), "atari": (ATARI,), "all": (DISCRETE, CONTINUOUS, ATARI)}
-SCRIPTS |= {"vectors": (DISCRETE, CONTINUOUS), "choices": (DISCRETE, ATARI), "procgen": (PROCGEN,)}
+DISCRETE, CONTINUOUS, ATARI, PROCGEN, LSTM = (
+    f"{name}.py" for name in ("ppo", "ppo_continuous", "ppo_atari", "ppo_procgen", "ppo_lstm")
+)
+SCRIPTS = {"ppo": (DISCRETE,), "continuous": (CONTINUOUS,), "atari": (ATARI,), "procgen": (PROCGEN,), "lstm": (LSTM,)}
+SCRIPTS |= {"three": (DISCRETE, CONTINUOUS, ATARI), "all": (DISCRETE, CONTINUOUS, ATARI, LSTM)}
+SCRIPTS |= {"vectors": (DISCRETE, CONTINUOUS), "choices": (DISCRETE, ATARI)}
 
 
 def parse(text: str) -> list[Mutant]:

@@ -25,7 +25,13 @@ from mutants import MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPARE_SOURCE = {"test_same.py", "test_mutants.py"}
-KINDS = {"ppo.py": "discrete", "ppo_continuous.py": "continuous", "ppo_atari.py": "atari", "ppo_procgen.py": "procgen"}
+KINDS = {  # of tests, by script
+    "ppo.py": "discrete",
+    "ppo_continuous.py": "continuous",
+    "ppo_atari.py": "atari",
+    "ppo_procgen.py": "procgen",
+    "ppo_lstm.py": "lstm",
+}
 SAMPLE = (
     ("time limits end", "ppo_continuous.py"),
     ("inverted ratio", "ppo_atari.py"),
@@ -85,7 +91,7 @@ def is_changed(planting: Planting, lines: dict[str, set[int]]) -> bool:
 def first_tests(planting: Planting) -> list[str]:
     """Those that the mutant names, beginning with those of the script."""
     mutant, script = planting
-    reference = f"test_reference.py::test_{KINDS[script]}"
+    reference = "test_lstm.py" if script == "ppo_lstm.py" else f"test_reference.py::test_{KINDS[script]}"
     tests = [reference if test == "test_reference.py" else test for test in mutant.first]
     return sorted(tests, key=lambda test: not test.startswith(f"test_{KINDS[script]}.py"))
 

@@ -33,7 +33,8 @@ def run(*args, folder=".", script=ROOT / "ppo.py"):
     return done.returncode, done.stdout, done.stderr
 
 
-SCRIPTS = pytest.mark.parametrize("script", ["ppo.py", "ppo_continuous.py", "ppo_atari.py", "ppo_procgen.py"])
+OURS = ["ppo.py", "ppo_continuous.py", "ppo_atari.py", "ppo_procgen.py", "ppo_lstm.py"]
+SCRIPTS = pytest.mark.parametrize("script", OURS)
 
 
 def script_requirements(script):
@@ -73,7 +74,7 @@ def test_the_script_names_all_that_it_imports(script):
     indirectly |= {"envpool", "pyqt5_qt5"} if script == "ppo_procgen.py" else set()  # when environments are made
     assert imports(list(ast.walk(tree))) == always == names(script_requirements(script)["dependencies"]) - indirectly
     optional = {*re.findall(r'__import__\("(\w+)"\)', (ROOT / script).read_text())} - sys.stdlib_module_names
-    assert optional == ({"wandb"} if script in ("ppo.py", "ppo_atari.py") else {"envpool", "wandb"})
+    assert optional - {"wandb"} == ({"envpool"} if script in ("ppo_continuous.py", "ppo_procgen.py") else set())
     assert optional <= names((ROOT / "requirements.txt").read_text().split("\n"))
 
 
@@ -246,7 +247,9 @@ PROCGEN = {"env_id": "BigfishEasy-v0", "total_timesteps": 25_000_000, "num_envs"
 PROCGEN |= {"gamma": 0.999, "gae_lambda": 0.95, "num_minibatches": 8, "update_epochs": 3, "learning_rate": 5e-4}
 PROCGEN |= {"anneal_lr": False, "ent_coef": 0.01, "clip_coef": 0.2, "norm_reward": True}
 PROCGEN |= {"num_levels": 200, "start_level": 0, "network": "impala"}
-OTHER_DEFAULTS = {"ppo": {}, "ppo_continuous": CONTINUOUS, "ppo_atari": ATARI, "ppo_procgen": PROCGEN}
+LSTM = {"num_envs": 16, "learning_rate": 2.5e-3, "norm_obs": True, "norm_reward": True, "rnn": "lstm", "rnn_size": 128}
+OTHER_DEFAULTS = {"ppo": {}, "ppo_continuous": CONTINUOUS, "ppo_atari": ATARI}
+OTHER_DEFAULTS |= {"ppo_procgen": PROCGEN, "ppo_lstm": LSTM}
 
 
 @pytest.mark.parametrize("script", OTHER_DEFAULTS)
@@ -255,6 +258,8 @@ def test_defaults(script):
     expected = DEFAULTS | {"exp_name": script} | OTHER_DEFAULTS[script]
     if script in ("ppo_atari", "ppo_procgen"):
         del expected["norm_obs"]
+    if script == "ppo_lstm":
+        del expected["compile"]
     assert dataclasses.asdict(importlib.import_module(script).Args()) == expected
 
 

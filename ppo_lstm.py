@@ -1,0 +1,511 @@
+"""Proximal Policy Optimization with memory, for discrete actions and vector observations that hide something.
+
+PPO (Schulman et al., 2017, arXiv:1707.06347) collects a rollout with the current policy, estimates advantages with GAE
+(Schulman et al., 2015, arXiv:1506.02438), then takes a few epochs of minibatch steps on a clipped objective that keeps
+the new policy near the old one. `# detail 7` is number 7 of Huang et al. (2022, "The 37 Implementation Details of
+Proximal Policy Optimization"). T is num_steps, N environments, M samples, O observation size, C action components.
+
+    python … --env-id my_envs:MyEnv-v0     # train, here on your own environment, registered in ./my_envs.py
+    python … --resume runs/NAME            # go on where a run stopped; --evaluate runs/NAME plays with its policy
+    torchrun --standalone --nproc-per-node=2 … --num-envs 16     # one run in two processes
+"""
+
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["gymnasium[box2d,classic-control]==1.4.0",
+#     "numpy==2.4.6", "tensorboard==2.21.0", "torch==2.13.0", "tqdm==4.70.1", "tyro==1.0.17"]
+# ///
+
+import json
+import os
+import signal
+import sys
+import time
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.distributed as dist
+import tyro
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+RANK, LOCAL_RANK, WORLD_SIZE = (int(os.environ.get(x, x == "WORLD_SIZE")) for x in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+stop_signals: list[int] = []  # what has asked the program to stop
+at_end = ExitStack()  # what to do when a run ends, also by an error
+
+
+@dataclass(kw_only=True)
+class Args:
+    """Train a PPO agent on a gymnasium environment."""
+
+    exp_name: str = Path(__file__).stem  # name of the experiment, part of the run folder's: give variants their own
+    seed: int = 1  # of everything random; on a CPU, the same seed gives the same run, bit for bit
+    torch_deterministic: bool = True  # let PyTorch use only algorithms that repeat exactly; on a CPU they do anyway
+    cuda: bool = True  # --no-cuda keeps the run on the CPU whatever --device says
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto is CUDA for pixels, where there is one, and else the CPU
+    track: bool = False  # log to Weights & Biases too: curves, arguments, this file, videos
+    wandb_project_name: str = "ppo"  # W&B project that --track logs to
+    wandb_entity: str | None = None  # W&B team or user that owns the project; None is your default one
+    capture_video: bool = False  # film an episode at the start and at each tenth of the run; with --evaluate, all
+    save_interval: float = 60.0  # seconds between checkpoints, at most what a crash costs; 0 is after every iteration
+    resume: str | None = None  # folder of a run to go on with; arguments that are not given are those of the run
+    evaluate: str | None = None  # folder of a run, or a checkpoint, to play episodes with instead of training
+    eval_episodes: int = 10  # episodes that --evaluate plays
+    eval_greedy: bool = False  # in evaluation and films, take the most probable action instead of a sample
+    env_id: str = "CartPole-v1"  # environment; `module:EnvId` imports the module that registers it, also from here
+    vectorization: Literal["auto", "sync", "async", "vector_entry_point"] = "auto"  # async helps slow environments
+    total_timesteps: int = 500_000  # steps of the whole run, over all environments; only whole iterations are run
+    stop_return: float | None = None  # stop early, once the mean return of the last 100 episodes reaches this
+    rnn: Literal["lstm", "gru"] = "lstm"  # kind of memory; on a CPU, a GRU is slower, as PyTorch has no kernel for it
+    rnn_size: int = 128  # size of the memory
+    num_envs: int = 16  # parallel environments, over all processes: more make steps cheaper, but updates rarer
+    num_steps: int = 128  # steps per environment and iteration, which learns from num_envs * num_steps
+    learning_rate: float = 2.5e-3  # Adam's step size at the start
+    anneal_lr: bool = True  # lower the learning rate linearly to zero over the run
+    gamma: float = 0.99  # discount: rewards about 1 / (1 - gamma) steps ahead matter
+    gae_lambda: float = 0.95  # GAE's trade-off: 1 is unbiased but noisy, 0 trusts the value network alone
+    num_minibatches: int = 4  # minibatches per epoch, of whole environments; must divide num_envs
+    update_epochs: int = 4  # passes over each iteration's data; more squeeze it harder, until clipping stops them
+    norm_adv: bool = True  # scale the advantages of each minibatch to mean 0 and standard deviation 1
+    clip_coef: float = 0.2  # how far from 1 the ratio of new to old probability pays; smaller is more careful
+    anneal_clip: bool = False  # lower the clip range linearly to zero over the run
+    clip_vloss: bool = True  # clip the change of values by clip_coef too; switch it off where returns are large
+    ent_coef: float = 0.01  # weight of the entropy bonus: raise it when the policy settles too early, 0 is none
+    vf_coef: float = 0.5  # weight of the value loss
+    max_grad_norm: float = 0.5  # longer gradients are shortened to this norm
+    target_kl: float | None = None  # end an iteration's epochs when the policy has moved this far; 0.015 is usual
+    norm_obs: bool = True  # normalise observations by their running mean and deviation: for uneven or large ones
+    norm_reward: bool = True  # scale rewards by the running deviation of the discounted return: for large ones
+
+    def __new__(cls, **given):  # which arguments were given: when a run is resumed, the others are as they were
+        args = super().__new__(cls)
+        args.given = given
+        return args
+
+
+def check_args(args: Args) -> None:
+    """Exit with one line for what would fail late, or never be noticed."""
+    for name, value in asdict(args).items():
+        low = 1 if type(getattr(Args, name)) is int and name != "seed" else -1e15 if name == "stop_return" else 0
+        high = 1 if name in ("learning_rate", "gamma", "gae_lambda") else 10**15
+        if type(value) in (int, float) and not low <= value <= high:
+            sys.exit(f"error: --{name.replace('_', '-')} must be from {low} to {high}, not {value}")
+    size, rest = divmod(args.num_envs, args.num_minibatches * WORLD_SIZE)
+    if rest or not 1 + args.norm_adv <= size * args.num_steps <= 10**8:  # one sample has advantage 0
+        sys.exit("error: num_minibatches * processes must divide num_envs, with 2 to 10**8 samples in a minibatch")
+    if args.env_id.count(":") > 1 or args.env_id.startswith(":"):
+        sys.exit(f"error: --env-id {args.env_id}: must be EnvId or module:EnvId")
+    blind = args.cuda and args.device == "cuda" and not torch.cuda.is_available()
+    if blind:
+        sys.exit("error: --device cuda needs a GPU, which can't be found here")
+
+
+def make_envs(args: Args, num_envs: int, video_folder: Path | None = None) -> gym.vector.VectorEnv:
+    """N environments as one: observations (N, O), actions (N, C). With a folder, each episode becomes a film there."""
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame films without a display
+    mode = "sync" if video_folder else None if args.vectorization == "auto" else args.vectorization
+    record = [lambda env: gym.wrappers.RecordVideo(env, str(video_folder), lambda episode: True)] * bool(video_folder)
+    film = {"render_mode": "rgb_array", "wrappers": record} if video_folder else {}
+    try:
+        envs = gym.make_vec(args.env_id, num_envs, mode, **film)
+    except (gym.error.Error, ImportError) as error:
+        sys.exit(f"error: --env-id {args.env_id}: {error} (your own: module:EnvId; an Atari game: ppo_atari.py)")
+    actions, obs = envs.single_action_space, envs.single_observation_space
+    fits = isinstance(actions, gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary)
+    if not fits or not obs.is_np_flattenable or (obs.dtype == np.uint8 and np.prod(obs.shape) >= 1024):
+        sys.exit(f"error: {args.env_id} has {actions}, {obs}: try ppo.py, ppo_continuous.py or ppo_atari.py (pixels)")
+    if envs.metadata.get("autoreset_mode") is not gym.vector.AutoresetMode.NEXT_STEP:
+        sys.exit(f"error: {args.env_id} must have metadata['autoreset_mode'] = AutoresetMode.NEXT_STEP")
+    if not isinstance(obs, gym.spaces.Box) or len(obs.shape) != 1:
+        envs = gym.wrappers.vector.FlattenObservation(envs)
+    space, start = envs.action_space, getattr(actions, "start", 0)  # the policy counts each component from 0
+    return gym.wrappers.vector.TransformAction(envs, lambda x: (x.reshape(space.shape) + start).astype(space.dtype))
+
+
+class RunningMeanStd(nn.Module):
+    """Mean and variance of all data so far, as buffers: saved with the agent, and constant but for `update`."""
+
+    def __init__(self, shape: tuple[int, ...] = ()):
+        super().__init__()
+        self.mean, self.var = nn.Buffer(torch.zeros(shape)), nn.Buffer(torch.ones(shape))
+        self.count = nn.Buffer(torch.zeros(shape, dtype=torch.int64))
+
+    def update(self, data: np.ndarray) -> None:
+        """Take in data (any number, *shape), in a data-parallel run that of all processes."""
+        mean, var, count = (x.cpu().double() for x in (self.mean, self.var, self.count))
+        x = torch.from_numpy(data).double() - mean
+        new, deviations, squares = WORLD_SIZE * all_mean(torch.stack([x**0, x, x**2]).sum(1))  # sums over all processes
+        shift = deviations / (count + new)  # of the mean, around which all squares are taken
+        self.var.copy_(((var * count + squares) / (count + new) - shift**2).clamp(min=0))  # rounding can go below
+        self.mean.copy_(mean + shift)
+        self.count.copy_(count + new)
+
+
+def linear(inputs: int, outputs: int, gain: float = 2**0.5) -> nn.Linear:  # orthogonal, zero biases (detail 2)
+    layer = nn.Linear(inputs, outputs)
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Agent(nn.Module):
+    """The policy, the value function, and the running statistics that they need."""
+
+    def __init__(self, envs: gym.vector.VectorEnv, args: Args):
+        super().__init__()
+        shape, space = envs.single_observation_space.shape, envs.single_action_space
+        choices = np.ravel(getattr(space, "nvec", np.full(space.shape, 2 if space.shape else space.n)))
+        self.exists = np.arange(choices.max()) < choices[:, None]  # (C, K): some components have less than K choices
+        self.norm_obs, self.obs_stats, self.return_stats = args.norm_obs, RunningMeanStd(shape), RunningMeanStd()
+        self.encoder = nn.Sequential(linear(*shape, 64), nn.Tanh())
+        self.cell = (nn.LSTM if args.rnn == "lstm" else nn.GRU)(64, args.rnn_size)
+        for name, param in self.cell.named_parameters():  # detail 32, each gate by itself
+            for gate in param.split(args.rnn_size):
+                nn.init.zeros_(gate) if "bias" in name else nn.init.orthogonal_(gate)
+        # Policy and value share it: what the value needs to remember, the policy finds there (unlike detail 13)
+        self.actor, self.critic = linear(args.rnn_size, self.exists.size, 0.01), linear(args.rnn_size, 1, 1.0)
+        self.start = nn.Buffer(torch.zeros(1 + (args.rnn == "lstm"), 1, args.rnn_size), persistent=False)  # detail 33
+        self.memory = None  # of the episodes that `act` plays; None where they begin
+
+    def network(self, obs: torch.Tensor, memory=None, valid=None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Observations (M, O), a step of N environments or T of them one after the other, and memory (S, N, H) before →
+        the policy's outputs, values (M,), and memory after. Acting and learning share it: change it here.
+        A step that is not `valid` (M,) sees the last of an episode: after it, memory is zero (detail 34)."""
+        if self.norm_obs:  # details 28 and 29
+            obs = ((obs - self.obs_stats.mean) / (self.obs_stats.var + 1e-8).sqrt()).clamp(-10, 10)
+        memory = self.start.repeat(1, len(obs), 1) if memory is None else memory
+        valid = torch.ones_like(obs[:, 0], dtype=torch.bool) if valid is None else valid
+        x, valid = (x.view(-1, memory.shape[1], *x.shape[1:]) for x in (self.encoder(obs), valid))
+        ends, outputs, lstm = (~valid[:-1]).any(1).nonzero().flatten().cpu(), [], isinstance(self.cell, nn.LSTM)
+        # PyTorch runs it from end to end: with 7 of them in 128 steps, 2 to 4 times as fast as a loop (GRU: 1.2 to 1.5)
+        for stretch, goes_on in zip(x.tensor_split(ends + 1), [*valid[ends], valid[-1]], strict=True):
+            output, memory = self.cell(stretch, memory.split(1) if lstm else memory)
+            memory = (torch.cat(memory) if lstm else memory) * goes_on.unsqueeze(-1)
+            outputs.append(output)
+        x = torch.cat(outputs).flatten(0, 1)
+        return self.actor(x), self.critic(x).squeeze(-1), memory
+
+    def forward(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Log-probability of actions and entropy, summed over components (details 25, 37), and values: each (M,)."""
+        outputs, values, _ = self.network(batch["obs"], batch["memory"], batch["valid"])
+        logprobs = torch.where(batch["masks"], outputs.view(batch["masks"].shape), -1e38).log_softmax(-1)  # not -inf
+        logprob = logprobs.gather(-1, batch["actions"].unsqueeze(-1)).sum((-2, -1))
+        return logprob, -(logprobs.exp() * logprobs).sum((-2, -1)), values
+
+    def act(self, obs: np.ndarray, masks=None, noise=None, greedy: bool = False) -> np.ndarray:
+        """Actions (N, C) for observations (N, O): sampled, or with `greedy` the most probable ones."""
+        outputs = self.policy(obs).reshape(-1, *self.exists.shape)
+        if not greedy:  # the arg-max of logits plus Gumbel noise is a sample from their softmax
+            outputs = outputs + (self.noise(len(obs)) if noise is None else noise)
+        return np.where(self.exists if masks is None else masks, outputs, -np.inf).argmax(-1)
+
+    @torch.no_grad()
+    def policy(self, obs: np.ndarray) -> np.ndarray:
+        x = torch.as_tensor(obs, dtype=torch.float32).to(self.start.device)
+        known = self.memory is not None and self.memory.shape[1] == len(x)
+        outputs, _, self.memory = self.network(x, self.memory if known else None)
+        return outputs.cpu().numpy()
+
+    def noise(self, *shape: int) -> np.ndarray:
+        return torch.empty(*shape, *self.exists.shape).exponential_().log().neg().numpy()
+
+    def masks(self, info: dict, ended: np.ndarray) -> np.ndarray:
+        """Choices (N, C, K) that `action_mask` in `info` allows (detail d), by ones in a row or a tuple of arrays."""
+        masks = np.repeat(self.exists[None], len(ended), axis=0)
+        for n in np.flatnonzero(info.get("_action_mask", "action_mask" in info) & ~ended):  # who sent one, and plays
+            masks[n, self.exists] = np.concatenate(info["action_mask"][n], axis=None)
+        assert masks.any(-1).all(), f"an action_mask leaves nothing to do: {info['action_mask']}"
+        return masks
+
+
+def compute_gae(rewards, values, terminated, truncated, gamma: float, gae_lambda: float) -> np.ndarray:
+    """Generalized advantage estimation (detail 5), (T, N), from values (T+1, N) and all else (T, N). values[t+1] is of
+    the true last observation where an episode ends at t: a time limit bootstraps from it, a termination does not."""
+    deltas = rewards + gamma * values[1:] * ~terminated - values[:-1]
+    decays = np.where(terminated | truncated, 0, gamma * gae_lambda).astype(values.dtype)
+    advantages = np.zeros_like(values)
+    for t in reversed(range(len(rewards))):
+        advantages[t] = deltas[t] + decays[t] * advantages[t + 1]
+    return advantages[:-1]
+
+
+def all_mean(x: torch.Tensor) -> torch.Tensor:
+    """The mean of x over the processes of a data-parallel run; with one process, x itself."""
+    if WORLD_SIZE > 1:
+        dist.all_reduce(x)
+    return x if WORLD_SIZE == 1 else x / WORLD_SIZE
+
+
+def ppo_loss(agent: Agent, batch: dict, clip_coef: torch.Tensor, args: Args) -> tuple[torch.Tensor, dict]:
+    """Loss of a minibatch (detail 10), and its diagnostics (detail 12). `batch` has what `agent` takes, and (M,) each:
+    valid (False where a step only reset), advantages, returns (value targets), logprobs and values of collecting."""
+    weights = batch["valid"] / batch["valid"].sum().clamp(min=1)  # x @ weights is the mean of x over valid samples
+    advantages = batch["advantages"]
+    if args.norm_adv:  # detail 7
+        advantages = advantages - advantages @ weights
+        advantages = advantages / ((advantages**2 @ weights).sqrt() + 1e-8)
+    logprob, entropy, value = agent(batch)
+    # Policy: the clipped surrogate objective (detail 8)
+    log_ratio = logprob - batch["logprobs"]
+    ratio = log_ratio.exp()
+    policy_loss = torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip_coef, 1 + clip_coef)) @ weights
+    # Value: squared error, of the worse of the plain and the clipped estimate (detail 9)
+    squared_error = (value - batch["returns"]) ** 2
+    if args.clip_vloss:
+        clipped_value = batch["values"] + (value - batch["values"]).clamp(-clip_coef, clip_coef)
+        squared_error = torch.max(squared_error, (clipped_value - batch["returns"]) ** 2)
+    value_loss = 0.5 * (squared_error @ weights)
+    entropy = entropy @ weights
+    loss = policy_loss - args.ent_coef * entropy + args.vf_coef * value_loss
+    diagnostics = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
+    # Both estimate KL(old || new) from the samples; the second has less variance (Schulman, 2020)
+    diagnostics |= {"old_approx_kl": -log_ratio @ weights, "approx_kl": (ratio - 1 - log_ratio) @ weights}
+    diagnostics["clipfrac"] = ((ratio - 1).abs() > clip_coef).type_as(weights) @ weights
+    return loss, {name: x.detach() for name, x in diagnostics.items()}
+
+
+def compute_gradient(agent: Agent, params: list, batch: dict, clip_coef: torch.Tensor, args: Args) -> tuple:
+    """The gradient of the loss in one vector, averaged over processes, then clipped (detail 11); and diagnostics."""
+    loss, diagnostics = ppo_loss(agent, batch, clip_coef, args)
+    gradient = all_mean(torch.cat([x.flatten() for x in torch.autograd.grad(loss, params, materialize_grads=True)]))
+    diagnostics["grad_norm"] = gradient.norm()
+    return gradient * (args.max_grad_norm / (diagnostics["grad_norm"] + 1e-6)).clamp(max=1), diagnostics
+
+
+def load_checkpoint(run: str | Path, **parts) -> dict:
+    """What a run saved, from its folder or a file; it can't run code. `parts` take over their saved states."""
+    path = Path(run, "checkpoint.pt") if Path(run).is_dir() else Path(run)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        return state | {"args": Args(**state["args"])}
+    except Exception as error:
+        sys.exit(f"error: {path} is missing, damaged, or of another environment, network or script ({error!r:.99})")
+
+
+def load(run: str | Path, args: Args | None = None) -> tuple[Agent, gym.vector.VectorEnv]:
+    """A trained policy and one of its environments: `agent.act(obs)` is what `envs.step` takes."""
+    args = args or load_checkpoint(run)["args"]
+    envs = make_envs(args, 1)
+    load_checkpoint(run, agent=(agent := Agent(envs, args)))
+    return agent, envs
+
+
+def evaluate(agent: Agent, args: Args, episodes: int, video_folder: Path | None = None, max_length=10**9) -> list:
+    """Play (and film) episodes with an agent that stays as it is; a list of (return, length)."""
+    envs, results = make_envs(args, 1, video_folder), []
+    torch.manual_seed(args.seed)
+    while len(results) < episodes and not stop_signals:
+        obs, info = envs.reset(seed=None if results else args.seed % 2**31)
+        ended, episode_return, length, agent.memory = np.zeros(1, bool), 0.0, 0, None
+        while not (ended or length == max_length or stop_signals):
+            actions = agent.act(obs, agent.masks(info, ended), greedy=args.eval_greedy)
+            obs, reward, terminated, truncated, info = envs.step(actions)
+            ended, episode_return, length = terminated | truncated, episode_return + reward.item(), length + 1
+        results += [] if stop_signals else [(episode_return, length)]
+    envs.close()
+    return results
+
+
+@contextmanager
+def process_settings():
+    """Makes Ctrl-C and SIGTERM finish the iteration in hand; at the end, the process is as it was (for notebooks)."""
+    with at_end:
+        at_end.callback(torch.set_num_threads, torch.get_num_threads())
+        at_end.callback(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled())
+        at_end.callback(stop_signals.clear)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with suppress(ValueError):  # outside of the main thread, where signals don't arrive
+                at_end.callback(signal.signal, number, signal.signal(number, lambda x, _: stop_signals.append(x)))
+        torch.set_num_threads(1)  # these networks are too small to be shared out
+        yield
+
+
+@process_settings()
+def train(args: Args) -> dict:
+    """Train, log to `runs/`, save checkpoints, show progress; exits with one line for mistakes. Returns agent, run_dir,
+    global_step, episodes (return and length of each of the last 100), and exit_code (0, or 128 + signal)."""
+    saved = {"args": args, "global_step": 0, "episodes": []} if args.resume is None else load_checkpoint(args.resume)
+    args = replace(saved["args"], **{name: getattr(args, name) for name in args.given})
+    check_args(args)
+    T, N, batch_size = args.num_steps, args.num_envs // WORLD_SIZE, args.num_steps * args.num_envs
+    global_step, episodes = saved["global_step"], saved["episodes"]
+    total_steps = global_step + (args.total_timesteps - global_step) // batch_size * batch_size
+    if global_step >= total_steps:
+        sys.exit(f"error: --total-timesteps has no room for {batch_size} steps after the {global_step} that are done")
+    device = torch.device(f"cuda:{LOCAL_RANK}" if args.cuda and args.device == "cuda" else "cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # for pinned memory and NCCL, which would else take the first of several
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, matrix products don't repeat exactly
+        torch.use_deterministic_algorithms(args.torch_deterministic)
+    if WORLD_SIZE > 1 and not dist.is_initialized():
+        dist.init_process_group()  # gloo between CPUs, nccl between GPUs
+    torch.manual_seed(args.seed)  # the same in all processes, so that they begin with the same parameters
+    env_seed = hash((args.seed, global_step, RANK)) % 2**31  # others in processes and in resumed runs
+    envs = make_envs(args, N)
+    at_end.callback(envs.close)
+    agent = Agent(envs, args).to(device)
+    params = [param for param in agent.parameters() if param.requires_grad]
+    flat = nn.utils.parameters_to_vector(params).detach()  # one tensor, of which the parameters become views: clipping
+    nn.utils.vector_to_parameters(flat, params)  # and Adam then touch one instead of twelve, a tenth off an update
+    optimizer = torch.optim.Adam([flat], eps=1e-5, fused=True)  # detail 3
+    stateful = {"agent": agent, "optimizer": optimizer}  # saved and resumed by their state_dict: add yours here
+    if args.resume is not None:
+        load_checkpoint(args.resume, **stateful)
+    # The rollout is collected in NumPy, whose arrays environments fill row by row, and goes to the device as a whole
+    obs = torch.zeros((T + 1, N, *envs.single_observation_space.shape), pin_memory=device.type == "cuda").numpy()
+    masks, actions = np.tile(agent.exists, (T + 1, N, 1, 1)), np.zeros((T, N, len(agent.exists)), np.int64)
+    rewards, discounted_returns = np.zeros((2, T, N), np.float32)
+    terminated, truncated, valid = np.zeros((3, T, N), bool)
+    episode, discounted_return = np.zeros((2, N)), np.zeros(N)  # return and length so far, of running episodes
+    ended = np.zeros(N, bool)  # by the last step, so that the next one only resets
+    obs[T], info = envs.reset(seed=env_seed)
+    masks[T] = agent.masks(info, ended)
+    memory = agent.start.repeat(1, N, 1)
+    run_dir, start_time, saved_time, filmed, done = None, time.time(), 0.0, -1, False
+    if RANK == 0:  # which alone logs, saves and prints
+        name = f"{args.env_id}__{args.exp_name}__{args.seed}__".replace("/", "_").replace(":", "_")
+        while (run_dir := Path(args.resume or f"runs/{name}{int(time.time())}")).exists() and args.resume is None:
+            time.sleep(0.1)  # a run of this name began in the same second
+        try:
+            run_dir.mkdir(parents=True, exist_ok=args.resume is not None)
+            (run_dir / "args.json").write_text(json.dumps(asdict(args), indent=2, default=str))
+            if args.track:
+                wandb = __import__("wandb")  # not before it is needed: it takes a second
+                names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": run_dir.name}
+                names |= {"id": run_dir.name[-64:], "resume": "allow", "config": asdict(args)}
+                wandb.init(**names, sync_tensorboard=True, save_code=True, reinit="finish_previous")
+        except Exception as error:  # no place to write; or W&B is not installed, or refuses
+            sys.exit(f"error: can't start the run: {error} (for --track: pip install wandb, and `wandb login`)")
+        writer = SummaryWriter(run_dir, purge_step=global_step + 1 if args.resume else None)
+        at_end.callback(writer.close)
+    wait = 0.1 if sys.stderr.isatty() else 10  # seconds between progress lines, in a terminal or in a file
+    bar = tqdm(initial=global_step, total=total_steps, unit=" steps", unit_scale=1, mininterval=wait, disable=RANK > 0)
+    at_end.callback(bar.close)
+
+    while not done:
+        left = 1 - global_step / total_steps
+        optimizer.param_groups[0]["lr"] = args.learning_rate * (left if args.anneal_lr else 1)  # detail 4
+        clip_coef = torch.full((), args.clip_coef * (left if args.anneal_clip else 1), device=device)  # detail a
+        torch.default_generator.manual_seed(hash((args.seed, global_step, RANK)))  # the same in a resumed run
+
+        # Collect T steps from each environment; episodes go on across rollouts (detail 1)
+        obs[0], masks[0] = obs[T], masks[T]
+        noise, finished = agent.noise(T, N), []
+        agent.memory = memory
+        for t in range(T):
+            actions[t] = agent.act(obs[t], masks[t], noise[t])
+            obs[t + 1], reward, terminated[t], truncated[t], info = envs.step(actions[t])
+            rewards[t], valid[t] = reward, ~ended  # if the last one was an end, this only resets: it counts nowhere
+            agent.memory[:, ended] = 0  # and the next observation is the first of an episode (detail 34)
+            ended = terminated[t] | truncated[t]
+            masks[t + 1] = agent.masks(info, ended) if "action_mask" in info else agent.exists
+            discounted_returns[t] = discounted_return = discounted_return * args.gamma + reward
+            episode += reward, valid[t]
+            if ended.any():
+                finished += episode.T[ended].tolist()
+                episode[:, ended] = discounted_return[ended] = 0
+        if args.norm_reward:  # details 30 and 31
+            agent.return_stats.update(discounted_returns[valid])
+            rewards[:] = (rewards / (agent.return_stats.var.item() + 1e-8) ** 0.5).clip(-10, 10)
+
+        # Estimate. The policy has not changed since it acted, and one pass over the rollout costs a fraction of T
+        batch = {"obs": obs[:T], "actions": actions, "valid": valid}
+        batch["masks"] = masks[:T]
+        batch = {name: torch.from_numpy(x).to(device, non_blocking=True).flatten(0, 1) for name, x in batch.items()}
+        with torch.no_grad():
+            batch["logprobs"], _, batch["values"] = agent(batch | {"memory": memory})
+            _, last_values, _ = agent.network(torch.from_numpy(obs[T]).to(device), agent.memory)
+        values = torch.cat([batch["values"], last_values]).cpu().numpy().reshape(T + 1, N)
+        advantages = compute_gae(rewards, values, terminated, truncated, args.gamma, args.gae_lambda)
+        returns = advantages + values[:T]
+        batch["advantages"], batch["returns"] = torch.from_numpy(np.stack([advantages, returns])).to(device).flatten(1)
+
+        # Update: a few epochs over the batch, in minibatches that are shuffled anew each time (detail 6)
+        diagnostics = []
+        for _ in range(args.update_epochs):
+            for chosen in torch.randperm(N).to(device).view(args.num_minibatches, -1):
+                indices = (torch.arange(0, T * N, N, device=device)[:, None] + chosen).flatten()  # in order (detail 35)
+                minibatch = {name: x.index_select(0, indices) for name, x in batch.items()}
+                minibatch["memory"] = memory[:, chosen]  # of the rollout's start: the others are rebuilt (detail 36)
+                flat.grad, losses = compute_gradient(agent, params, minibatch, clip_coef, args)
+                optimizer.step()
+                diagnostics.append(torch.stack([*losses.values()]))  # a copy: CUDA graphs use their memory again
+            approx_kl = torch.stack(diagnostics[-args.num_minibatches :]).mean(0)[[*losses].index("approx_kl")]
+            if args.target_kl is not None and all_mean(approx_kl) > args.target_kl:  # detail c
+                break
+        memory = agent.memory
+        agent.obs_stats.update(obs[:T][valid])
+        global_step += batch_size
+
+        # Log means over minibatches and valid samples; of several processes, the means of theirs
+        losses = dict(zip(losses, torch.stack(diagnostics).mean(0).tolist(), strict=True))  # read at once
+        if broken := [k for k, x in (losses | agent.state_dict()).items() if not torch.as_tensor(x).isfinite().all()]:
+            sys.exit(f"error: before step {global_step}, no longer finite: {broken[:6]}; lower --learning-rate?")
+        unexplained = advantages[valid].var() / max(returns[valid].var(), 1e-8)  # advantages are returns - values
+        losses |= {"residual_variance": unexplained, "explained_variance": 1 - unexplained}
+        losses |= {"advantage_mean": advantages[valid].mean(), "advantage_std": advantages[valid].std()}
+        losses["relative_entropy"] = losses["entropy"] / max(np.log(masks[:T][valid].sum(-1)).sum(-1).mean(), 1e-8)
+        means = all_mean(torch.tensor([*losses.values()], dtype=torch.float64)).tolist()
+        metrics = {f"losses/{name}": x for name, x in zip(losses, means, strict=True)}
+        metrics["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
+        metrics["charts/SPS"] = (global_step - saved["global_step"]) / (time.time() - start_time)
+        gathered = [(finished, stop_signals)] * WORLD_SIZE
+        if WORLD_SIZE > 1:
+            dist.all_gather_object(gathered, gathered[0])
+        finished, stops = ([x for part in parts for x in part] for parts in zip(*gathered, strict=True))
+        if finished:
+            metrics["charts/episodic_return"], metrics["charts/episodic_length"] = np.mean(finished, axis=0)
+        episodes = (episodes + finished)[-100:]
+        mean_return = np.mean(episodes, axis=0)[0] if episodes else float("nan")
+        solved = args.stop_return is not None and len(episodes) == 100 and mean_return >= args.stop_return
+        done = solved or stops or global_step == total_steps
+        if RANK == 0:
+            curves = [Summary.Value(tag=name, simple_value=x) for name, x in metrics.items()]  # one event is faster
+            writer.file_writer.add_summary(Summary(value=curves), global_step)
+            bar.set_postfix_str(f"return {mean_return:.1f}", refresh=False)
+            bar.update(batch_size)
+            if done or time.time() - saved_time >= args.save_interval:
+                writer.flush()  # first, so that the curves are never behind the checkpoint
+                state = {"args": asdict(replace(args, resume=None)), "global_step": global_step, "episodes": episodes}
+                with open(run_dir / "checkpoint.tmp", "wb") as file:  # a kill at any instant leaves a whole checkpoint
+                    torch.save(state | {name: part.state_dict() for name, part in stateful.items()}, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(run_dir / "checkpoint.tmp", run_dir / "checkpoint.pt")
+                saved_time = time.time()
+            if args.capture_video and global_step * 10 // total_steps > filmed:
+                filmed, folder = global_step * 10 // total_steps, run_dir / "videos" / f"step-{global_step:09}"
+                evaluate(agent, args, 1, folder, max_length=2000)
+                for video in folder.glob("*.mp4") if args.track else ():
+                    wandb.log({"videos/episode": wandb.Video(str(video)), "global_step": global_step})
+
+    bar.close()
+    if RANK == 0:
+        call, more = f"\n  python {os.path.relpath(__file__)}", "" if stops else f" --total-timesteps {2 * total_steps}"
+        print(f"{'Stopped' if stops else 'Done'}: {global_step:,} steps, mean return {mean_return:.2f}. Next:")
+        print(f"  tensorboard --logdir runs{call} --evaluate {run_dir}{call} --resume {run_dir}{more}", flush=True)
+    result = {"agent": agent, "run_dir": run_dir, "global_step": global_step, "episodes": episodes}
+    return result | {"exit_code": 128 + stops[0] if stops and RANK == 0 else 0}  # torchrun ends all at one's error
+
+
+if __name__ == "__main__":
+    sys.path.append(os.getcwd())  # for `module:EnvId`, when this script lies elsewhere
+    args = typed = tyro.cli(Args)
+    if args.resume is not None or args.evaluate is not None:  # what is not given is as it was
+        args = tyro.cli(Args, default=load_checkpoint(args.evaluate if args.resume is None else args.resume)["args"])
+    if args.evaluate is None:
+        sys.exit(train(args)["exit_code"])
+    with process_settings():
+        folder = Path("videos", Path(args.evaluate).name) if typed.capture_video else None
+        results = evaluate(load(args.evaluate, args)[0], args, args.eval_episodes, folder)
+    returns = [episode_return for episode_return, _ in results] or sys.exit("error: no episode was played to its end")
+    print(f"{len(returns)} episodes: return {np.mean(returns):.2f} ± {np.std(returns):.2f}")
