@@ -4,7 +4,8 @@ Each begins with a line of four parts: its name | the scripts that get it | what
 which run first, `loss` for test_loss.py. A diff of pieces of lines follows: what has a minus is in the script exactly
 once, and what has a plus takes its place. "detail 7" is number 7 of the implementation details of Huang et al. (2022,
 "The 37 Implementation Details of Proximal Policy Optimization"). The scripts are `ppo`, `continuous`, `atari`,
-`procgen` and `lstm`; `three` is the first three, `all` these and `lstm`, `vectors` the first two, `choices` `ppo` and `atari`.
+`procgen` and `lstm`; `three` is the first three, `all` these and `lstm`, `vectors` the first two, `choices` `ppo` and
+`atari`.
 
 What several scripts have in common is the same to the letter, by a test of its own. The core of the algorithm is
 mutated in each of them nevertheless; the rest, such as checkpoints, where its tests are.
