@@ -121,6 +121,11 @@ def test_what_breaks_in_the_fork_is_no_missing_piece():
     [
         ("", ["--script", "other.py"], "there is no such file"),
         ("x = 1", [], "can't be tested as a fork of these scripts: AttributeError: module"),
+        (
+            "class Args:\n    rnn = 'gru'",
+            [],
+            "can't be tested as a fork of these scripts: NotImplementedError: its policy has",
+        ),
         ("x = ", [], "can't be tested as a fork of these scripts: SyntaxError: invalid syntax"),
     ],
 )
