@@ -98,7 +98,7 @@ def train(found: dict, seeds: list[int]) -> None:
 
 
 def compare(found: dict, peer: str) -> None:
-    for task, steps in (("CartPoleHidden-v0", 81_920), ("Corridor30-v0", 40_960)):
+    for task, steps in (("CartPoleHidden-v0", 49_152), ("Corridor30-v0", 40_960)):
         rows = {"ppo_lstm.py": [], "RecurrentPPO": []}
         for seed in (1, 2, 3):
             names = f"ROOT, TASK, STEPS, SEED = {str(HERE.parent)!r}, {task!r}, {steps}, {seed}\n"
