@@ -98,7 +98,7 @@ def train(found: dict, seeds: list[int]) -> None:
 
 
 def compare(found: dict, peer: str) -> None:
-    for task, steps in (("CartPoleHidden-v0", 81_920), ("Corridor30-v0", 40_960)):
+    for task, steps in (("CartPoleHidden-v0", 49_152), ("Corridor30-v0", 40_960)):
         rows = {"ppo_lstm.py": [], "RecurrentPPO": []}
         for seed in (1, 2, 3):
             names = f"ROOT, TASK, STEPS, SEED = {str(HERE.parent)!r}, {task!r}, {steps}, {seed}\n"
@@ -123,9 +123,11 @@ def plot(found: dict) -> None:
     for axis, task in zip(axes, TASKS, strict=True):
         for script, colour in colours.items():
             for i, points in enumerate(found["curves"][f"{script} {task}"]["seeds"].values()):
-                axis.plot(*zip(*points, strict=True), color=colour, alpha=0.6, lw=1, label=None if i else script)
+                steps, returns = zip(*points, strict=True)
+                steps = [step / 1000 for step in steps]
+                axis.plot(steps, returns, color=colour, alpha=0.6, lw=1, label=None if i else script)
         axis.axhline(targets[task], color="grey", lw=0.8, ls=":")
-        axis.set(title=task, xlabel="environment steps", ylabel="return", xlim=(0, None))
+        axis.set(title=task, xlabel="thousands of steps", ylabel="return", xlim=(0, None))
     axes[0].legend(loc="center right")
     figure.tight_layout()
     figure.savefig(RESULTS.with_suffix(".png"), dpi=120)

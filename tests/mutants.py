@@ -162,7 +162,8 @@ entropy over the wrong axis | ppo | entropy averaged over the wrong axis | agent
 + return logprob, -(logprobs.exp() * logprobs).sum((0, -1)).mean().expand_as(logprob), values
 
 # The policy
-weights not orthogonal | all | detail 2 | agent::test_initialisation continuous::TestPolicy atari::TestNetworks
+weights not orthogonal | all | detail 2
+| agent::test_initialisation continuous::TestPolicy atari::TestNetworks lstm::test_initialisation
 - nn.init.orthogonal_(layer.weight, gain)
 + nn.init.xavier_uniform_(layer.weight, gain)
 convolutions not orthogonal | atari | detail 2 | atari::TestNetworks
