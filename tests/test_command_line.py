@@ -244,7 +244,7 @@ CONTINUOUS |= {"learning_rate": 3e-4, "num_minibatches": 32, "update_epochs": 10
 CONTINUOUS |= {"norm_obs": True, "norm_reward": True}
 ATARI = {"env_id": "ALE/Breakout-v5", "total_timesteps": 10_000_000, "num_envs": 8, "clip_coef": 0.1}
 ATARI |= {"repeat_action_probability": 0.0, "bf16": True}
-LSTM = {"num_envs": 16, "learning_rate": 5e-3, "norm_obs": True, "norm_reward": True, "rnn": "lstm", "rnn_size": 128}
+LSTM = {"num_envs": 16, "learning_rate": 2.5e-3, "norm_obs": True, "norm_reward": True, "rnn": "lstm", "rnn_size": 128}
 OTHER_DEFAULTS = {"ppo": {}, "ppo_continuous": CONTINUOUS, "ppo_atari": ATARI, "ppo_lstm": LSTM}
 
 
