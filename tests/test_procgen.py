@@ -165,7 +165,7 @@ class TestNetworks:
         named = dict(agent.named_parameters())
         grads = torch.autograd.grad(outputs[0, 3] + values[0], [*named.values()])
         params = {name: x.detach().double().numpy() for name, x in named.items()}
-        for (name, x), grad in zip(params.items(), (grad.numpy() for grad in grads), strict=True):
+        for (name, x), grad in [*zip(params.items(), (grad.numpy() for grad in grads), strict=True)][::3]:
             direction = np.random.default_rng(2).normal(size=x.shape) / x.size**0.5
             ends = []
             for step in (1e-4, -1e-4):

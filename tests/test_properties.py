@@ -143,7 +143,7 @@ def random_images(rng):
     ],
     ids=["ppo", "ppo_continuous", "ppo_atari"],
 )
-def test_200_updates_of_anything(script, observations, actions, seed, monkeypatch):
+def test_updates_of_anything(script, observations, actions, seed, monkeypatch):
     """Random spaces, rewards, lengths and ends, under anomaly detection: nothing is ever not finite."""
     rng = np.random.default_rng(seed)
     monkeypatch.setattr(worlds.Fuzz, "observation_space", observations(rng))
@@ -155,13 +155,14 @@ def test_200_updates_of_anything(script, observations, actions, seed, monkeypatc
         return gradients[-1]
 
     monkeypatch.setattr(script, "compute_gradient", record)
-    settings = {"num_envs": 2, "num_steps": 4, "num_minibatches": 2, "update_epochs": 2, "total_timesteps": 400}
+    updates = 60 if script is ppo_atari else 200  # a convolutional network takes its time
+    settings = {"num_envs": 2, "num_steps": 4, "num_minibatches": 2, "update_epochs": 2, "total_timesteps": 2 * updates}
     settings |= {"norm_reward": seed % 2 == 0, "learning_rate": 1e-3}
     settings |= {} if script is ppo_atari else {"norm_obs": bool(seed % 2)}
     with warnings.catch_warnings(action="ignore"), torch.autograd.detect_anomaly():
         result = script.train(script.Args(env_id="worlds:Fuzz", seed=seed, **settings))
-    assert len(gradients) == 200
+    assert len(gradients) == updates
     assert all(gradient.isfinite().all() for gradient, _ in gradients)
-    assert sum(bool(gradient.any()) for gradient, _ in gradients) > 150
+    assert sum(bool(gradient.any()) for gradient, _ in gradients) > 0.75 * updates
     assert all(tensor.isfinite() for _, diagnostics in gradients for tensor in diagnostics.values())
     assert parameters(result).isfinite().all()
