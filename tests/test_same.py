@@ -62,7 +62,7 @@ VARIANTS = {
         "Args": ("the memory, defaults; nothing to compile", 13),
         "check_args": ("whole environments in a minibatch; nothing to compile", 10),
         "Agent.__init__": ("the memory", 12),
-        "Agent.network": ("the memory", 18),
+        "Agent.network": ("the memory", 25),
         "Agent.forward": ("the memory", 2),
         "Agent.policy": ("the memory", 5),
         "Agent.numpy_policy": ("it acts in PyTorch", 7),
