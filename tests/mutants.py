@@ -1038,9 +1038,15 @@ reset steps are remembered in learning | lstm | detail 34: the new episode has n
 episodes begin with ones | lstm | detail 33: zero initial states | lstm
 - self.start = nn.Buffer(torch.zeros(
 + self.start = nn.Buffer(torch.ones(
+a single step shows the cell | lstm | acting and learning compute the same | lstm
+- output = memory[:1]
++ output = memory[-1:]
+a single step forgets | lstm | acting and learning compute the same | lstm
+- stretch[0], memory.unbind() if lstm
++ stretch[0], (0 * memory).unbind() if lstm
 later episodes begin with ones | lstm | detail 33: zero initial states | lstm
-- memory = (torch.cat(memory) if lstm else memory) * goes_on.unsqueeze(-1)
-+ memory = torch.where(goes_on.unsqueeze(-1), torch.cat(memory) if lstm else memory, 1)
+- memory = memory * goes_on.unsqueeze(-1)
++ memory = torch.where(goes_on.unsqueeze(-1), memory, 1)
 - agent.memory[:, ended] = 0
 + agent.memory[:, ended] = 1
 only the output is reset | lstm | detail 34: an LSTM's cell, too | lstm
