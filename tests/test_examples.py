@@ -88,8 +88,8 @@ class TestProbes:
     @pytest.mark.parametrize(
         ("script", "bug", "numbers", "wrong", "points_at"),
         [
-            ("ppo.py", "time limits end", (3, 6, 7), 6, "the time limit counts as an end"),
-            ("ppo_continuous.py", "ends bootstrap", (6, 7), 7, "an end is bootstrapped"),
+            ("ppo.py", "time limits end", (3, 6), 6, "the time limit counts as an end"),
+            ("ppo_continuous.py", "ends bootstrap", (4, 7), 7, "an end is bootstrapped"),
             ("ppo.py", "worse actions are better", (2, 4), 4, "the policy's gradient or its sign"),
         ],
     )

@@ -95,13 +95,15 @@ WORLDS = {
 
 
 @pytest.fixture
-def arguments(fork, kind):
-    """Makes `Args`: plain ones, as far as the fork has them, and those of a test, which it must have."""
+def arguments(fork, kind, request):
+    """Makes `Args`: plain ones, as far as the fork has them, and those of a test, which it must have. Where there are
+    several networks, a fork is tested with its default, ours with the fast one, unless a test asks for another."""
     known = {field.name for field in fields(fork.Args)}
+    plain = PLAIN if request.config.getoption("--script") else PLAIN | {"network": "nature"}
 
     def make(world, **changes):
         env_id = WORLDS[world][ALL.split().index(kind)]
-        return fork.Args(env_id=env_id, **{name: x for name, x in PLAIN.items() if name in known} | changes)
+        return fork.Args(env_id=env_id, **{name: x for name, x in plain.items() if name in known} | changes)
 
     return make
 
@@ -525,7 +527,7 @@ def test_initial_weights(fork, watch, kind, games):
         weight = layer.weight if layer.weight.shape[0] <= layer.weight.shape[1] else layer.weight.T
         torch.testing.assert_close(weight @ weight.T, gain**2 * torch.eye(len(weight)), atol=1e-5, rtol=1e-4)
         assert not layer.bias.any()
-    agent = watch("pairs").agent  # the learning rate is 0
+    agent = watch("pairs", **{name: fork.Args.network for name in ["network"] if hasattr(fork.Args, name)}).agent
     if kind == "pixels":
         convolutions = [module for module in agent.modules() if isinstance(module, nn.Conv2d)]
         for weight in [module.weight.flatten(1) for module in convolutions]:
@@ -878,8 +880,8 @@ def learn(fork, arguments, kind):
             changes.pop("total_timesteps", None)
             settings |= {"total_timesteps": 1536, "num_steps": 16, "learning_rate": 1e-3}
             settings |= {"num_minibatches": 2, "update_epochs": 2}
-            if hasattr(fork.Args, "network") and number not in (2, 5):  # two probes of the deep one are enough
-                settings["network"] = "nature"
+            if hasattr(fork.Args, "network"):  # one probe of the deep one is enough
+                settings["network"] = fork.Args.network if number == 2 else "nature"
         if kind == "continuous":
             settings["ent_coef"] = 0.0
         result = fork.train(arguments(f"probe {number}", **settings | changes))
