@@ -12,14 +12,17 @@ Normalised scores are (return - low) / (high - low) with the constants of easy g
 """
 
 import argparse
+import itertools
 import json
+import multiprocessing
 import os
 import re
 import statistics
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -137,8 +140,11 @@ def environments(num_envs: int, seconds: float) -> float:
     return count * num_envs / (time.perf_counter() - start)
 
 
-def parts(network: str, bf16: bool, repeats: int, size: int = 2048) -> dict[str, float]:
+def parts(network: str, bf16: bool, keep: bool = True, repeats: int = 2, size: int = 2048) -> dict[str, float]:
     """Seconds per step of a run with 64 environments: acting, a pass over the rollout, three epochs of updates."""
+    settings = ExitStack()
+    if keep:
+        settings.enter_context(ppo.process_settings())  # as in training
     args = ppo.Args(network=network, bf16=bf16)
     envs = ppo.make_envs(args, 1)
     agent = ppo.Agent(envs, args)
@@ -161,6 +167,7 @@ def parts(network: str, bf16: bool, repeats: int, size: int = 2048) -> dict[str,
         passed = seconds(lambda: agent(batch), repeats) / size
     update = seconds(lambda: ppo.compute_gradient(agent, params, batch, torch.tensor(0.2), args), repeats) / size
     acting = seconds(lambda: agent.act(frames), 5 * repeats) / 64
+    settings.close()
     return {"acting": acting, "one pass": passed, "updates": args.update_epochs * update}
 
 
@@ -168,17 +175,13 @@ def speed(rounds: int) -> None:
     found = {}
     for _ in range(rounds):
         row = {f"games, {number}": environments(number, 1.0) for number in (1, 4, 16, 64, 256)}
-        for network in NETWORKS:
-            for bf16 in (True, False):
-                with ppo.process_settings():  # as in training
-                    seconds = parts(network, bf16, 2)
-                seconds["games"] = 1 / row["games, 64"]
-                name = f"{network}, {'bfloat16' if bf16 else 'float32'}"
-                row |= {name: 1 / sum(seconds.values())}
-                row |= {f"{name}: {part}": x / sum(seconds.values()) for part, x in seconds.items()}
-        with_memory = row["impala, bfloat16"]
-        row["impala, bfloat16, memory given back"] = 1 / (sum(parts("impala", True, 2).values()) + 1 / row["games, 64"])
-        row["gain of keeping memory"] = with_memory / row["impala, bfloat16, memory given back"]
+        for network, bf16, keep in [*itertools.product(NETWORKS, (True, False), (True,)), ("impala", True, False)]:
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # with a heap of its own
+                seconds = pool.submit(parts, network, bf16, keep).result() | {"games": 1 / row["games, 64"]}
+            name = f"{network}, {'bfloat16' if bf16 else 'float32'}{'' if keep else ', memory given back'}"
+            row |= {name: 1 / sum(seconds.values())}
+            row |= {f"{name}: {part}": x / sum(seconds.values()) for part, x in seconds.items()}
+        row["gain of keeping memory"] = row["impala, bfloat16"] / row["impala, bfloat16, memory given back"]
         for name, x in row.items():
             found.setdefault(name, []).append(x)
         print({name: f"{x:,.3g}" for name, x in row.items()}, flush=True)
