@@ -65,7 +65,7 @@ class Args:
     vectorization: Literal["auto", "sync", "async", "vector_entry_point"] = "auto"  # async helps slow environments
     num_levels: int = 200  # how many levels to train on, 0 is all; the fewer, the more can be learned by heart
     start_level: int = 0  # the first of these levels
-    network: Literal["impala", "nature"] = "impala"  # nature is six times as fast on a CPU, IMPALA learns more per step
+    network: Literal["impala", "nature"] = "impala"  # nature is six times as fast on a CPU; Procgen's paper has impala
     bf16: bool = True  # compute features in bfloat16, in half the time, where the device has it in hardware
     total_timesteps: int = 25_000_000  # steps of the whole run, over all environments; only whole iterations are run
     stop_return: float | None = None  # stop early, once the mean return of the last 100 episodes reaches this
