@@ -1,0 +1,184 @@
+"""Learning curves of several runs, over steps and over seconds, and a table of what they reached.
+
+    pip install matplotlib scipy
+    python examples/plot.py runs/CartPole* runs/Acrobot*            # draws curves.png
+    python examples/plot.py runs/CartPole* --out cartpole.pdf
+
+Runs that differ in their seed alone are a group, with a color of its own. A line is the interquartile mean over the
+seeds of a group, a band its 95% interval by bootstrap over seeds (Agarwal et al., 2021, arXiv:2108.13264). The return
+of a run is the mean of its curve in the last twentieth of its steps. The last column of the table is how probable it is
+that a run of this group returns more than one of the first group in the same environment (Mann and Whitney's U).
+
+Seconds are those of training: what passed between stopping and resuming a run is left out. Runs may be of any script
+whose curves have the names of docs/metrics.md: groups are told apart by args.json, or, where a run has none, by the
+name of its folder without seed and time, `environment__name__seed__time`. Exit code: 2 if a run can't be read.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+RETURN = "charts/episodic_return"
+POINTS = 100  # of a drawn curve
+PLACES = {"seed", "resume", "evaluate", "save_interval", "track", "wandb_project_name", "wandb_entity", "capture_video"}
+
+
+@dataclass
+class Run:
+    """What was logged, value by value: steps, seconds of training until then, and returns."""
+
+    env_id: str
+    settings: dict  # all but seeds and what changes no number
+    steps: np.ndarray
+    seconds: np.ndarray
+    returns: np.ndarray
+
+    @property
+    def result(self) -> float:
+        return float(self.returns[self.steps > 0.95 * self.steps[-1]].mean())
+
+
+def read_run(folder: Path) -> Run:
+    """Reads a run's folder; FileNotFoundError says what is missing there."""
+    points, before = [], 0.0
+    for path in sorted(folder.glob("events.out.tfevents.*")):  # one for the start, and one for each time it went on
+        events = EventAccumulator(str(path), {"scalars": 0}).Reload()
+        tags = events.Tags()["scalars"]
+        if tags:
+            began, clock = events.FirstEventTimestamp(), [event for tag in tags for event in events.Scalars(tag)]
+            first = min(event.step for event in clock)
+            points = [point for point in points if point[0] < first]  # what came after the checkpoint was done again
+            before = max([seconds for _, seconds, _ in points], default=0.0)
+            new = events.Scalars(RETURN) if RETURN in tags else []
+            points += [(event.step, before + event.wall_time - began, event.value) for event in new]
+    if not points:
+        raise FileNotFoundError(f"it has no curve named {RETURN} (give folders of runs, as in runs/NAME)")
+    env_id, name = (folder.name.split("__") + [""])[:2]
+    settings = {"exp_name": name}
+    if (folder / "args.json").exists():
+        settings = json.loads((folder / "args.json").read_text())
+        env_id = settings.pop("env_id")
+    settings = {key: value for key, value in settings.items() if key not in PLACES}
+    return Run(env_id, settings, *np.array(points, dtype=float).T)
+
+
+def group_runs(runs: list[Run]) -> dict[tuple[str, str], list[Run]]:
+    """Runs by environment and by what sets a group apart from the others of that environment."""
+    groups = {}
+    for run in runs:
+        others = [other.settings for other in runs if other.env_id == run.env_id]
+        keys = dict.fromkeys(key for settings in others for key in settings)
+        differ = [key for key in keys if len({json.dumps(settings.get(key)) for settings in others}) > 1]
+        names = [f"{key}={run.settings.get(key)}" for key in differ if key != "exp_name"]
+        groups.setdefault((run.env_id, " ".join([run.settings.get("exp_name", ""), *names])), []).append(run)
+    return groups
+
+
+def interquartile_mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
+    from scipy import stats
+
+    return stats.trim_mean(values, 0.25, axis=axis)
+
+
+def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """95% interval of the interquartile mean over the last axis, the seeds; with one seed, there is none."""
+    from scipy import stats
+
+    if values.shape[-1] == 1:
+        return values[..., 0], values[..., 0]
+    options = {"method": "percentile", "n_resamples": 2000, "rng": np.random.default_rng(0)}
+    found = stats.bootstrap((values,), interquartile_mean, axis=-1, **options).confidence_interval
+    return found.low, found.high
+
+
+def improvement(values: np.ndarray, baseline: np.ndarray) -> float:
+    """Probability that one of the values is larger than one of the baseline; equal ones count half."""
+    from scipy import stats
+
+    return float(stats.mannwhitneyu(values, baseline).statistic / (len(values) * len(baseline)))
+
+
+def curves(runs: list[Run], axis: str) -> tuple[np.ndarray, np.ndarray]:
+    """POINTS values of steps or seconds, and the returns there, smoothed over a twentieth: shape (POINTS, runs)."""
+    end = min(getattr(run, axis)[-1] for run in runs)
+    x, columns = np.linspace(0, end, POINTS + 1)[1:], []
+    for run in runs:
+        places, sums = getattr(run, axis), np.concatenate([[0], run.returns.cumsum()])
+        last = np.searchsorted(places, x, side="right")
+        first = np.minimum(np.searchsorted(places, x - end / 20, side="right"), np.maximum(last - 1, 0))
+        with np.errstate(invalid="ignore"):  # before the first episode has ended there is nothing to draw
+            columns.append((sums[last] - sums[first]) / (last - first))
+    return x, np.stack(columns, axis=-1)
+
+
+def draw(groups: dict[tuple[str, str], list[Run]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    env_ids = [*dict.fromkeys(env_id for env_id, _ in groups)]
+    shape = {"figsize": (5.5 * len(env_ids), 7), "squeeze": False, "layout": "constrained"}
+    figure, all_axes = plt.subplots(2, len(env_ids), **shape)
+    for column, env_id in enumerate(env_ids):
+        here = [(name, runs) for (other, name), runs in groups.items() if other == env_id]
+        for axes, axis in zip(all_axes[:, column], ("steps", "seconds"), strict=True):
+            for name, runs in here:
+                x, returns = curves(runs, axis)
+                drawn = np.isfinite(returns).all(axis=-1)
+                x, returns = x[drawn], returns[drawn]
+                (line,) = axes.plot(x, interquartile_mean(returns), label=f"{name} ({len(runs)})")
+                if len(runs) > 1 and len(x):
+                    axes.fill_between(x, *interval(returns), color=line.get_color(), alpha=0.2, linewidth=0)
+            axes.set(title=env_id, xlabel=axis, ylabel="return", xlim=(0, None))
+            axes.grid(alpha=0.2)
+            axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+def table(groups: dict[tuple[str, str], list[Run]]) -> str:
+    lines = ["| environment | runs | seeds | steps | return | 95% interval | seconds | steps per second | better |"]
+    lines.append("| --- " * 9 + "|")
+    baselines = {}
+    for (env_id, name), runs in groups.items():
+        results = np.array([run.result for run in runs])
+        baseline = baselines.setdefault(env_id, results)
+        low, high = interval(results)
+        steps, seconds = (float(np.median([getattr(run, axis)[-1] for run in runs])) for axis in ("steps", "seconds"))
+        better = "" if baseline is results else f"{improvement(results, baseline):.2f}"
+        spread = f"{low:.4g} to {high:.4g}" if len(runs) > 1 else ""
+        row = [env_id, name, len(runs), f"{steps:,.0f}", f"{interquartile_mean(results):.4g}", spread]
+        row += [f"{seconds:,.0f}", f"{steps / seconds:,.0f}", better]
+        lines.append(f"| {' | '.join(map(str, row))} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("--out", type=Path, default=Path("curves.png"), help="file to draw to; its ending is its format")
+    args, runs = parser.parse_args(), []
+    for folder in args.runs:
+        try:
+            runs.append(read_run(folder))
+        except FileNotFoundError as error:
+            print(f"error: {folder}: {error}", file=sys.stderr)
+            return 2
+    groups = group_runs(runs)
+    try:
+        print(table(groups))
+        draw(groups, args.out)
+    except ImportError as error:
+        print(f"error: {error} (pip install matplotlib scipy)", file=sys.stderr)
+        return 2
+    print(f"\nCurves: {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
