@@ -111,7 +111,7 @@ def check_args(args: Args) -> None:
         sys.exit("error: --device cuda needs a GPU and --compile a C++ compiler, which can't be found here")
 
 
-def make_procgen(args: Args, num_envs: int, video_folder: Path | None) -> gym.vector.VectorEnv:
+def make_procgen(args: Args, num_envs: int, folder: Path | None) -> gym.vector.VectorEnv:
     """A game of Procgen (Cobbe et al., 2020, arXiv:1912.01588), from EnvPool."""
     name = args.env_id.removeprefix("procgen:procgen-").removesuffix("-v0")
     game = f"{name}-v0" if name.endswith(("Easy", "Hard")) else f"{name.capitalize()}Easy-v0"
@@ -119,13 +119,12 @@ def make_procgen(args: Args, num_envs: int, video_folder: Path | None) -> gym.ve
         __import__("ctypes").CDLL(f"{__import__('PyQt5').__path__[0]}/Qt5/lib/libQt5{part}.so.5", os.RTLD_GLOBAL)
     sys.modules.pop("envpool.procgen", None)  # if it was imported before, without Qt
     options = {"num_levels": args.num_levels, "start_level": args.start_level, "channel_first": False}
-    options |= {"render_mode": "rgb_array", "render_width": 512, "render_height": 512} if video_folder else {}
+    options |= {"render_mode": "rgb_array", "render_width": 512, "render_height": 512} if folder else {}
     pool = __import__("envpool").make_gymnasium(game, num_envs=num_envs, seed=args.seed % 2**31, **options)
     envs = gym.vector.VectorWrapper(pool)
     envs.action_space = gym.vector.utils.batch_space(pool.single_action_space, num_envs)
     envs.reset, envs.render = lambda **seed: pool.reset(), lambda: [*pool.render()]
-    record = gym.wrappers.vector.RecordVideo
-    return record(envs, str(video_folder), episode_trigger=lambda episode: True) if video_folder else envs
+    return gym.wrappers.vector.RecordVideo(envs, str(folder), episode_trigger=lambda _: True) if folder else envs
 
 
 def make_envs(args: Args, num_envs: int, video_folder: Path | None = None) -> gym.vector.VectorEnv:
@@ -204,7 +203,7 @@ class Agent(nn.Module):
         if args.network == "impala":
             size, width, layers = 32 * 8 * 8, 256, [Stage(min(shape), 16), Stage(16, 32), Stage(32, 32), nn.ReLU()]
         for conv in [x for layer in layers for x in layer.modules() if isinstance(x, nn.Conv2d)]:
-            nn.init.orthogonal_(conv.weight, 2**0.5)
+            nn.init.orthogonal_(conv.weight, 1.0 if args.network == "impala" else 2**0.5)  # residual sums grow anyway
             nn.init.zeros_(conv.bias)
         self.trunk = nn.Sequential(resize, *layers, nn.Flatten(), linear(size, width), nn.ReLU())
         self.actor, self.critic = linear(width, self.exists.size, 0.01), linear(width, 1, 1.0)  # detail 21

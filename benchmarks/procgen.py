@@ -5,7 +5,7 @@
     python benchmarks/procgen.py plot                               # results/procgen.png from that
     python benchmarks/procgen.py speed                              # results/procgen_speed.json, medians over rounds
 
-Runs are `ppo_procgen.py --num-envs 32 --num-steps 64` and the script's defaults, two at a time with a thread each, and
+Runs are `ppo_procgen.py --num-envs 64 --num-steps 64` and the script's defaults, two at a time with a thread each, and
 stay in FOLDER: one that was stopped goes on with the same command, and `collect` takes what is there. The return is the
 mean over training episodes in the last twentieth of the steps asked for; `--evaluate` plays each run's last checkpoint.
 Normalised scores are (return - low) / (high - low) with the constants of easy games in Cobbe et al. (2020, appendix C).
@@ -35,7 +35,7 @@ import ppo_procgen as ppo
 
 RESULTS, SCRIPT = HERE / "results", HERE.parent / "ppo_procgen.py"
 CONSTANTS = {"bigfish": (1, 40), "starpilot": (2.5, 64), "coinrun": (5, 10), "bossfight": (0.5, 13)}
-SETTINGS = ["--num-envs", "32", "--num-steps", "64"]
+SETTINGS = ["--num-envs", "64", "--num-steps", "64"]
 NETWORKS, BINS = ("impala", "nature"), 40
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 

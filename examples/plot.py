@@ -25,7 +25,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 RETURN = "charts/episodic_return"
 POINTS = 100  # of a drawn curve
-PLACES = {"seed", "resume", "evaluate", "save_interval", "track", "wandb_project_name", "wandb_entity", "capture_video"}
+NO_SETTINGS = {
+    "seed",
+    "resume",
+    "evaluate",
+    "save_interval",
+    "track",
+    "wandb_project_name",
+    "wandb_entity",
+    "capture_video",
+}
 
 
 @dataclass
@@ -58,12 +67,12 @@ def read_run(folder: Path) -> Run:
             points += [(event.step, before + event.wall_time - began, event.value) for event in new]
     if not points:
         raise FileNotFoundError(f"it has no curve named {RETURN} (give folders of runs, as in runs/NAME)")
-    env_id, name = (folder.name.split("__") + [""])[:2]
+    env_id, name = [*folder.name.split("__"), ""][:2]
     settings = {"exp_name": name}
     if (folder / "args.json").exists():
         settings = json.loads((folder / "args.json").read_text())
         env_id = settings.pop("env_id")
-    settings = {key: value for key, value in settings.items() if key not in PLACES}
+    settings = {key: value for key, value in settings.items() if key not in NO_SETTINGS}
     return Run(env_id, settings, *np.array(points, dtype=float).T)
 
 
@@ -161,7 +170,9 @@ def table(groups: dict[tuple[str, str], list[Run]]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
-    parser.add_argument("--out", type=Path, default=Path("curves.png"), help="file to draw to; its ending is its format")
+    parser.add_argument(
+        "--out", type=Path, default=Path("curves.png"), help="file to draw to; its ending is its format"
+    )
     args, runs = parser.parse_args(), []
     for folder in args.runs:
         try:

@@ -1231,8 +1231,14 @@ films of thumbnails | procgen | films in full size | procgen::test_films
 - "render_width": 512, "render_height": 512
 + "render_width": 64, "render_height": 64
 films of some episodes | procgen | with `--evaluate`, all are filmed | procgen::test_films_of_all_episodes
-- , episode_trigger=lambda episode: True
+- , episode_trigger=lambda _: True
 +
+IMPALA's convolutions with gain √2 | procgen | detail 2: features of size 1 | procgen::TestNetworks
+- 1.0 if args.network == "impala" else 2**0.5
++ 2**0.5
+convolutions of PyTorch's | procgen | detail 2 | procgen::TestNetworks
+- nn.init.orthogonal_(conv.weight, 1.0 if args.network == "impala" else 2**0.5)
++ pass
 no first residual | procgen | the IMPALA network | procgen::TestNetworks
 - x = x + self.convs[2]
 + x = self.convs[2]

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -26,6 +27,16 @@ BATCH = 4 * 32  # steps of an iteration in the runs that end before their time
 SHORT = {"num_steps": 32, "learning_rate": 0.003, "norm_obs": True, "norm_reward": True, "save_interval": 0}
 
 
+def end(torchrun):
+    """At once, as a machine without power does: its processes, which have groups of their own, first."""
+    rows = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True).stdout.split("\n")
+    pairs = [tuple(map(int, row.split())) for row in rows if row]
+    for pid in [pid for pid, parent in pairs if parent == torchrun.pid] + [torchrun.pid]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    torchrun.wait()
+
+
 def launch(folder, script, *args):
     """Run a script in two processes: torchrun's exit code, and standard output and standard error of each process."""
     flags = ["--standalone", "--nproc-per-node=2", "--redirects=3", "--log-dir=logs"]
@@ -40,13 +51,8 @@ def launch(folder, script, *args):
     except subprocess.TimeoutExpired:
         pytest.fail("two processes wait for each other")
     finally:
-        if torchrun.poll() is None:  # nothing is left behind: its processes, which have groups of their own, end first
-            rows = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True).stdout.split("\n")
-            pairs = [tuple(map(int, row.split())) for row in rows if row]
-            for pid in [pid for pid, parent in pairs if parent == torchrun.pid] + [torchrun.pid]:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            torchrun.wait()
+        if torchrun.poll() is None:
+            end(torchrun)
     logs = Path(folder).glob("logs/*/attempt_0/*")
     return code, [((log / "stdout.log").read_text(), (log / "stderr.log").read_text()) for log in sorted(logs)]
 
@@ -84,6 +90,22 @@ def signal_in_third_iteration(whom, signum):
 
     listen(ppo, "compute_gae", send)
     sys.exit(train(Args(total_timesteps=10**6, **SHORT))["exit_code"])
+
+
+def train_until_power_fails(run_dir, machine):
+    """Goes on with a run; at its first start, the second machine comes to a halt in the third iteration."""
+    iterations = []
+
+    def halt(*args):
+        iterations.append(0)
+        if len(iterations) == 3 and machine == "1" and not Path("halted").exists():
+            Path("halted").touch()
+            time.sleep(600)
+
+    listen(ppo, "compute_gae", halt)
+    started = ppo.load_checkpoint(run_dir)["global_step"]
+    result = train(Args(resume=run_dir, total_timesteps=8 * BATCH))
+    torch.save({"started": started, "parameters": parameters(result), "world": ppo.WORLD_SIZE}, f"rank{ppo.RANK}.pt")
 
 
 def samples():
@@ -353,6 +375,48 @@ def test_a_signal_to_some_stops_both(whom, signum, tmp_path):
     steps = int(out.split("Stopped: ")[1].split(" steps")[0].replace(",", ""))
     assert steps == 3 * BATCH if whom == "one" else steps >= 3 * BATCH
     go_on(tmp_path, steps)
+
+
+def test_two_machines(tmp_path, monkeypatch):
+    """Two agents of torchrun, as on two machines with a common folder: one is killed, and started again goes on from
+    the last checkpoint, with the other. Parameters are equal bit for bit."""
+    monkeypatch.chdir(tmp_path)
+    run_dir = str(train(Args(total_timesteps=2 * BATCH, **SHORT))["run_dir"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    agents = []
+
+    def start(machine):
+        flags = ["--nnodes=2", "--nproc-per-node=1", "--max-restarts=1", "--rdzv-backend=c10d", "--rdzv-id=7"]
+        flags += [f"--rdzv-endpoint={address}", "--local-addr=127.0.0.1", "--redirects=3", f"--log-dir=logs{machine}"]
+        flags += [f"--rdzv-conf=is_host={machine == 0},keep_alive_interval=1,keep_alive_max_attempt=2"]
+        arguments = [__file__, "train_until_power_fails", run_dir, str(machine)]
+        command = [sys.executable, "-m", "torch.distributed.run", *flags, *arguments]
+        environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+        environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # else one that comes back waits for an old address
+        agents.append(subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL))
+
+    try:
+        start(0)
+        start(1)
+        for _ in range(1200):
+            if Path("halted").exists():
+                break
+            time.sleep(0.1)
+        end(agents[1])
+        assert ppo.load_checkpoint(run_dir)["global_step"] == 4 * BATCH
+        start(1)
+        assert [agents[0].wait(timeout=300), agents[2].wait(timeout=300)] == [0, 0]
+    finally:
+        for agent in agents:
+            end(agent)
+    first, second = (torch.load(f"rank{rank}.pt") for rank in (0, 1))
+    assert first["started"] == second["started"] == 4 * BATCH and first["world"] == second["world"] == 2
+    assert torch.equal(first["parameters"], second["parameters"])
+    saved = ppo.load_checkpoint(run_dir)
+    assert saved["global_step"] == 8 * BATCH and saved["optimizer"]["state"][0]["step"] == 8 * 16
+    assert list(scalars({"run_dir": run_dir})["charts/SPS"]) == list(range(BATCH, 8 * BATCH + 1, BATCH))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,180 @@
+"""examples/plot.py reads curves as they were logged, groups them, and its numbers are those worked out by hand."""
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+import examples.plot as plot
+from conftest import ROOT
+from ppo import Args, train
+
+numbers = itertools.count()
+
+
+def log(folder, points, began, settings=None, tag=plot.RETURN):
+    """An event file that begins at a time, with points (step, seconds after it, value)."""
+    writer = EventFileWriter(str(folder), filename_suffix=f".{next(numbers)}")
+    writer.flush()  # its first event, with the time of now: not the one that is meant
+    for step, seconds, value in points:
+        summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
+        writer.add_event(Event(wall_time=began + seconds, step=step, summary=summary))
+    writer.close()
+    if settings is not None:
+        (folder / "args.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.fixture
+def starts(monkeypatch):
+    """Makes event files begin at the times of this list, in the order in which they are read."""
+    times = []
+    monkeypatch.setattr(plot.EventAccumulator, "FirstEventTimestamp", lambda self: times.pop(0))
+    return times
+
+
+def make_run(returns, env_id="A-v0", steps=None, seconds=None, **settings):
+    steps = np.arange(1.0, len(returns) + 1) if steps is None else np.array(steps, float)
+    return plot.Run(env_id, settings, steps, steps if seconds is None else seconds, np.array(returns, float))
+
+
+class TestReadRun:
+    def test_plain(self, tmp_path, starts):
+        starts.append(1000.0)
+        run = plot.read_run(log(tmp_path / "A-v0__mine__1__5", [(10, 2, 3.0), (20, 4, 5.0)], 1000))
+        assert (run.env_id, run.settings) == ("A-v0", {"exp_name": "mine"})
+        assert (run.steps.tolist(), run.seconds.tolist(), run.returns.tolist()) == ([10, 20], [2, 4], [3, 5])
+
+    def test_resumed(self, tmp_path, starts):
+        """What came after the checkpoint is replaced, and the night between does not count."""
+        folder = log(tmp_path / "run", [(10, 2, 1.0), (20, 4, 2.0), (30, 6, 3.0)], 1000)
+        log(folder, [(30, 5, 4.0), (40, 7, 5.0)], 90_000)
+        starts.extend([1000.0, 90_000.0])
+        run = plot.read_run(folder)
+        assert run.steps.tolist() == [10, 20, 30, 40]
+        assert run.seconds.tolist() == [2, 4, 4 + 5, 4 + 7] and run.returns.tolist() == [1, 2, 4, 5]
+
+    def test_resumed_without_an_episode(self, tmp_path, starts):
+        """The second part has other curves alone, which replace and count as well."""
+        folder = log(tmp_path / "run", [(10, 2, 1.0), (20, 4, 2.0)], 1000)
+        log(folder, [(20, 5, 4.0)], 90_000, tag="charts/SPS")
+        starts.extend([1000.0, 90_000.0])
+        assert plot.read_run(folder).steps.tolist() == [10]
+
+    def test_settings(self, tmp_path):
+        settings = {"env_id": "B-v1", "seed": 3, "resume": None, "gamma": 0.9, "track": True, "exp_name": "x"}
+        run = plot.read_run(log(tmp_path / "run", [(1, 0, 0.0)], 0, settings))
+        assert (run.env_id, run.settings) == ("B-v1", {"gamma": 0.9, "exp_name": "x"})
+
+    def test_what_a_script_writes(self):
+        result = train(Args(total_timesteps=4096))
+        run = plot.read_run(result["run_dir"])
+        assert run.env_id == "CartPole-v1" and run.steps[-1] == result["global_step"] == 4096
+        assert (np.diff(run.seconds) > 0).all() and run.seconds[0] > 0 and run.returns[0] < 100
+
+
+class TestGroups:
+    def test_by_settings(self):
+        """Seeds are one group; what differs is in the name, and only that, for each environment."""
+        runs = [make_run([1], gamma=gamma, exp_name="x", clip=0.2) for gamma in (0.9, 0.99, 0.9)]
+        runs += [make_run([1], env_id="B-v0", exp_name="x", gamma=0.5, clip=0.3)]
+        groups = plot.group_runs(runs)
+        assert {key: len(value) for key, value in groups.items()} == {
+            ("A-v0", "x gamma=0.9"): 2,
+            ("A-v0", "x gamma=0.99"): 1,
+            ("B-v0", "x"): 1,
+        }
+
+    def test_a_setting_that_some_lack(self):
+        groups = plot.group_runs([make_run([1], exp_name="x", new=0), make_run([1], exp_name="x")])
+        assert [*groups] == [("A-v0", "x new=0"), ("A-v0", "x new=None")]
+
+
+class TestStatistics:
+    def test_result(self):
+        """The mean of the last twentieth of the steps."""
+        assert make_run(range(1, 101)).result == pytest.approx(np.mean([96, 97, 98, 99, 100]))
+        assert make_run([5.0]).result == 5
+
+    def test_interquartile_mean(self):
+        """A quarter at each end is left out: the best and the worst seed change nothing."""
+        assert plot.interquartile_mean(np.array([-1000.0, 1, 3, 1000])) == 2
+        assert plot.interquartile_mean(np.arange(10.0) ** 2) == np.mean([4, 9, 16, 25, 36, 49])
+
+    def test_interval(self):
+        """Nine of ten bootstrapped means of normal seeds lie where theory says; each row has its own."""
+        values = np.random.default_rng(0).normal(size=(2, 400)) * [[1], [10]]
+        low, high = plot.interval(values)
+        width = (high - low) / (2 * 1.96 * np.array([1, 10]) * 1.09 / 20)  # IQM: 1.09 times the error of the mean
+        assert width == pytest.approx([1, 1], rel=0.2)
+        assert ((low < plot.interquartile_mean(values)) & (plot.interquartile_mean(values) < high)).all()
+        again = plot.interval(values)
+        assert (again[0] == low).all() and (again[1] == high).all()
+
+    def test_one_seed_has_none(self):
+        assert plot.interval(np.array([3.0])) == (3, 3)
+
+    def test_improvement(self):
+        assert plot.improvement(np.array([2.0, 3]), np.array([0.0, 1])) == 1
+        assert plot.improvement(np.array([0.0, 1]), np.array([2.0, 3])) == 0
+        assert plot.improvement(np.array([1.0, 2]), np.array([1.0, 0])) == (0.5 + 1 + 1 + 1) / 4
+
+    def test_curves(self):
+        """A hundred points up to where the shortest run ends, each the mean over the twentieth before it."""
+        runs = [make_run(range(1, 401)), make_run(range(1001, 1201))]
+        x, returns = plot.curves(runs, "steps")
+        assert x.tolist() == np.arange(2, 201, 2).tolist() and returns.shape == (100, 2)
+        assert returns[-1, 0] == np.mean(range(191, 201)) and returns[49, 1] == np.mean(range(1091, 1101))
+
+    def test_curves_with_gaps(self):
+        """Where no episode ended, the last value holds; before the first, there is none."""
+        x, returns = plot.curves([make_run([7, 9], steps=[50, 100])], "steps")
+        assert np.isnan(returns[x < 50]).all() and (returns[(x >= 50) & (x < 100)] == 7).all() and returns[-1] == 9
+
+    def test_curves_over_seconds(self):
+        run = make_run([1, 2], steps=[10, 20], seconds=np.array([1.0, 4.0]))
+        x, _ = plot.curves([run], "seconds")
+        assert x[-1] == 4
+
+
+def program(*args):
+    command = [sys.executable, ROOT / "examples" / "plot.py", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+
+
+class TestProgram:
+    def test_table_and_figure(self, tmp_path):
+        for seed, gamma in itertools.product((1, 2, 3, 4), (0.9, 0.99)):
+            points = [(10 * i, i, 100 * gamma + (seed if i > 95 else 0)) for i in range(1, 101)]
+            settings = {"env_id": "A-v0", "seed": seed, "gamma": gamma, "exp_name": "x"}
+            log(tmp_path / f"A-v0__x__{seed}__{gamma}", points, 0, settings)
+        result = program(*sorted(tmp_path.iterdir()), "--out", "drawn.png")
+        assert (result.returncode, result.stderr) == (0, "")
+        rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in result.stdout.splitlines()[2:4]]
+        assert [row[:5] for row in rows] == [
+            ["A-v0", "x gamma=0.9", "4", "1,000", "92.5"],
+            ["A-v0", "x gamma=0.99", "4", "1,000", "101.5"],
+        ]
+        assert [row[-1] for row in rows] == ["", "1.00"]
+        low, high = map(float, rows[0][5].split(" to "))
+        assert 91 <= low < 92.5 < high <= 94
+        assert Path("drawn.png").read_bytes().startswith(b"\x89PNG") and "drawn.png" in result.stdout
+
+    @pytest.mark.parametrize("kind", ["absent", "empty", "other curves"])
+    def test_mistakes(self, kind, tmp_path):
+        folder = tmp_path / "run"
+        if kind != "absent":
+            folder.mkdir()
+        if kind == "other curves":
+            log(folder, [(1, 0, 0.0)], 0, tag="loss")
+        result = program(folder)
+        assert result.returncode == 2 and result.stdout == ""
+        assert result.stderr.startswith(f"error: {folder}: it has no curve named charts/episodic_return")
+        assert result.stderr.count("\n") == 1
