@@ -1,7 +1,7 @@
 """Procgen: what both networks learn and how far that holds on levels never seen; how fast it is, and where time goes.
 
     python benchmarks/procgen.py learn FOLDER --games starpilot --seeds 1 2 --steps 1000000    # again to go on
-    python benchmarks/procgen.py collect FOLDER --steps 1000000     # results/procgen.json: returns at equal steps, gaps
+    python benchmarks/procgen.py collect FOLDER --steps 1000000     # adds returns and gaps to results/procgen.json
     python benchmarks/procgen.py plot                               # results/procgen.png from that
     python benchmarks/procgen.py speed                              # results/procgen_speed.json, medians over rounds
 
@@ -67,7 +67,9 @@ def learn(folder: Path, games: list[str], seeds: list[int], steps: int) -> None:
 
 
 def collect(folder: Path, steps: int, episodes: int) -> None:
-    rows = []
+    record, path = {"command": f"ppo_procgen.py {' '.join(SETTINGS)}", "steps": steps}, RESULTS / "procgen.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    rows = before["runs"] if {name: before.get(name) for name in record} == record else []
     for (game, network, seed), run_dir in found_runs(folder).items():
         if game not in CONSTANTS:
             continue
@@ -84,10 +86,12 @@ def collect(folder: Path, steps: int, episodes: int) -> None:
         command = [sys.executable, str(SCRIPT), "--evaluate", str(run_dir), "--eval-episodes", str(episodes)]
         output = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, check=True).stdout
         numbers = [[float(x) for x in re.findall(r"-?\d+\.\d+", line)[:2]] for line in output.splitlines()]
-        rows.append(row | dict(zip(("training_levels", "all_levels", "gap"), numbers, strict=True)))
-        print({name: x for name, x in rows[-1].items() if name != "curve"}, flush=True)
-    record = {"command": f"ppo_procgen.py {' '.join(SETTINGS)}", "steps": steps, "episodes": episodes, "runs": rows}
-    (RESULTS / "procgen.json").write_text(json.dumps(record) + "\n")
+        row |= {"episodes": episodes, **dict(zip(("training_levels", "all_levels", "gap"), numbers, strict=True))}
+        print({name: x for name, x in row.items() if name != "curve"}, flush=True)
+        same = {"game": game, "network": network, "seed": seed}
+        rows = [other for other in rows if {name: other[name] for name in same} != same] + [row]
+    record["runs"] = sorted(rows, key=lambda row: ([*CONSTANTS].index(row["game"]), row["network"], row["seed"]))
+    path.write_text(json.dumps(record) + "\n")
     report(record)
 
 

@@ -1,19 +1,24 @@
-"""The peer of `speed.py`: Stable-Baselines3's PPO on the CPU, by default with the hyperparameters of `ppo.py`.
+"""The peer of `speed.py` and `compare.py`: Stable-Baselines3's PPO on the CPU, by default as `ppo.py` is.
 
     python benchmarks/sb3.py --total-timesteps 500000 [--threads 1]
     python benchmarks/sb3.py --env-id Hopper-v5 --num-envs 1 --num-steps 2048 --num-minibatches 32 --update-epochs 10 \
-        --learning-rate 3e-4 --ent-coef 0 --normalize
+        --learning-rate 3e-4 --ent-coef 0 --norm-obs --norm-reward
     python benchmarks/sb3.py --env-id BreakoutNoFrameskip-v4 --num-envs 8 --clip-coef 0.1 --atari
+    python benchmarks/sb3.py --env-id examples.memory:CartPoleHidden-v0 --num-envs 16 --learning-rate 2.5e-3 --lstm \
+        --norm-obs --norm-reward     # sb3-contrib's RecurrentPPO
 
 The arguments are those of our scripts. Prints one JSON line: steps, and the steps per second from the first third of
-the run on (steady state).
+the run on (steady state). With `--log FOLDER`, curves are written there under our names, once an iteration.
 """
 
 import argparse
+import importlib
 import json
+import sys
 import time
+from pathlib import Path
 
-import ale_py  # noqa: F401 (registers its games)
+import numpy as np
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
@@ -22,57 +27,88 @@ from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 
 
 class Clock(BaseCallback):
-    """Notes the time at the start of every rollout."""
+    """Notes the time at the start of every rollout, logs, and stops at a mean return of the last 100 episodes."""
 
-    def __init__(self):
+    def __init__(self, folder: str | None, stop_return: float):
         super().__init__()
-        self.times = []
+        self.times, self.finished, self.stop_return = [], [], stop_return
+        self.writer = folder and importlib.import_module("torch.utils.tensorboard").SummaryWriter(folder)
 
     def _on_rollout_start(self) -> None:
         self.times.append((self.num_timesteps, time.time()))
+        if self.writer and self.num_timesteps:
+            self.writer.add_scalar(
+                "charts/SPS", self.num_timesteps / (time.time() - self.times[0][1]), self.num_timesteps
+            )
+            if self.finished:
+                self.writer.add_scalar("charts/episodic_return", np.mean(self.finished), self.num_timesteps)
+        self.finished = []
+
+    _on_training_end = _on_rollout_start
 
     def _on_step(self) -> bool:
-        return True
+        self.finished += [info["episode"]["r"] for info in self.locals["infos"] if "episode" in info]
+        last = [episode["r"] for episode in self.model.ep_info_buffer] if self.stop_return < np.inf else []
+        return len(last) < 100 or np.mean(last) < self.stop_return
 
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--env-id", default="CartPole-v1")
+parser.add_argument("--seed", type=int, default=1)
 parser.add_argument("--total-timesteps", type=int, default=500_000)
+parser.add_argument("--stop-return", type=float, default=np.inf)
 parser.add_argument("--num-envs", type=int, default=4)
 parser.add_argument("--num-steps", type=int, default=128)
 parser.add_argument("--num-minibatches", type=int, default=4)
 parser.add_argument("--update-epochs", type=int, default=4)
 parser.add_argument("--learning-rate", type=float, default=2.5e-4)
+parser.add_argument("--gamma", type=float, default=0.99)
+parser.add_argument("--gae-lambda", type=float, default=0.95)
 parser.add_argument("--ent-coef", type=float, default=0.01)
 parser.add_argument("--clip-coef", type=float, default=0.2)
-parser.add_argument("--normalize", action="store_true", help="observations and rewards")
+parser.add_argument("--norm-obs", action="store_true")
+parser.add_argument("--norm-reward", action="store_true")
 parser.add_argument("--atari", action="store_true", help="its wrappers, four frames, and its CNN")
+parser.add_argument("--lstm", action="store_true", help="RecurrentPPO, as ppo_lstm.py: one LSTM of 128 units")
 parser.add_argument("--threads", type=int, help="PyTorch's threads; its own choice if not given")
+parser.add_argument("--log", metavar="FOLDER", help="write curves there")
 args = parser.parse_args()
 if args.threads:
     torch.set_num_threads(args.threads)
 if args.atari:
-    envs = VecFrameStack(make_atari_env(args.env_id, n_envs=args.num_envs, seed=1), n_stack=4)
+    importlib.import_module("ale_py")  # registers its games
+    envs = VecFrameStack(make_atari_env(args.env_id, n_envs=args.num_envs, seed=args.seed), n_stack=4)
 else:
-    envs = make_vec_env(args.env_id, n_envs=args.num_envs, seed=1)
-model = PPO(
-    "CnnPolicy" if args.atari else "MlpPolicy",  # the Nature CNN; two networks of 64 x 64 tanh units: as in our scripts
-    VecNormalize(envs, gamma=0.99) if args.normalize else envs,
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for examples.memory
+    envs = make_vec_env(args.env_id, n_envs=args.num_envs, seed=args.seed)
+if args.norm_obs or args.norm_reward:
+    envs = VecNormalize(envs, norm_obs=args.norm_obs, norm_reward=args.norm_reward, gamma=args.gamma)
+# The Nature CNN; two networks of 64 x 64 tanh units; one LSTM for policy and value, on a layer: as in our scripts
+policy, algorithm, kwargs = "CnnPolicy" if args.atari else "MlpPolicy", PPO, {}
+if args.lstm:
+    policy, algorithm = "MlpLstmPolicy", importlib.import_module("sb3_contrib").RecurrentPPO
+    kwargs = {"lstm_hidden_size": 128, "shared_lstm": True, "enable_critic_lstm": False, "net_arch": []}
+model = algorithm(
+    policy,
+    envs,
     n_steps=args.num_steps,
     batch_size=args.num_envs * args.num_steps // args.num_minibatches,
     n_epochs=args.update_epochs,
     learning_rate=lambda remaining: args.learning_rate * remaining,
-    gamma=0.99,
-    gae_lambda=0.95,
+    gamma=args.gamma,
+    gae_lambda=args.gae_lambda,
     clip_range=args.clip_coef,
     clip_range_vf=args.clip_coef,
     ent_coef=args.ent_coef,
     vf_coef=0.5,
     max_grad_norm=0.5,
-    seed=1,
+    seed=args.seed,
     device="cpu",
+    policy_kwargs=kwargs,
 )
-clock = Clock()
+clock = Clock(args.log, args.stop_return)
 model.learn(args.total_timesteps, callback=clock)
+if clock.writer:
+    clock.writer.close()
 (first_step, first_time), (last_step, last_time) = clock.times[len(clock.times) // 3], clock.times[-1]
 print(json.dumps({"steps": last_step, "steady_sps": (last_step - first_step) / (last_time - first_time)}))

@@ -1,0 +1,330 @@
+"""What it learns and how fast, next to what people would use instead: the same task, settings and seeds for both.
+
+    python benchmarks/compare.py run FOLDER                         # everything; again to go on after a stop
+    python benchmarks/compare.py run FOLDER --rows CartPole-v1 --seeds 1 2 3
+    python benchmarks/compare.py report                             # tables, and results/compare.png, from the results
+
+`run` makes virtual environments of both sides in FOLDER, from pinned versions, and trains, one core and one thread for
+each run, a run on each core: ours and Stable-Baselines3 take turns, seed by seed. Rows with pixels have all cores,
+one run at a time. Each finished run is added to `results/compare.json`; what is there is not run again, unless its
+command has changed. A run that was stopped begins anew.
+
+A run's return is the mean over training episodes (sampled actions) in the last twentieth of its steps. Its seconds
+count from the start of the interpreter. `report` takes interquartile means over seeds, with 95% intervals by stratified
+bootstrap, and the probability of improvement over Stable-Baselines3 (Agarwal et al., 2021, arXiv:2108.13264), all by
+their package rliable. *Seconds to SB3's return* is when the mean return over a twentieth of SB3's steps first covered
+95% of the way from where SB3 began to where it ended; medians over seeds, where a seed that never came there counts as
+never. Overall numbers take as many seeds of each task as the task with the fewest has.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import os
+import queue
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT, RESULTS = HERE.parent, HERE / "results" / "compare.json"
+PEER = "Stable-Baselines3"
+VENVS = {  # what is installed for each side
+    "ours": ["-r", str(ROOT / "requirements.txt")],
+    "peer": [
+        *("torch==2.13.0", "stable-baselines3==2.9.2", "sb3-contrib==2.9.2", "tensorboard==2.21.0", "mujoco==3.6.0"),
+        *("gymnasium[box2d,classic-control,mujoco]==1.4.0", "ale-py==0.12.1", "opencv-python-headless==5.0.0.93"),
+    ],
+}
+CARTPOLE = (
+    "--num-envs 32 --num-steps 32 --update-epochs 2 --learning-rate 5e-3 --ent-coef 0 --vf-coef 0.25 --no-clip-vloss"
+)
+LUNAR = "--num-envs 32 --num-steps 256 --num-minibatches 16 --update-epochs 10 --learning-rate 1e-3"
+LUNAR += " --gamma 0.999 --gae-lambda 0.98 --norm-reward"
+DEFAULTS = "--num-envs 1 --num-steps 2048 --num-minibatches 32 --update-epochs 10 --learning-rate 3e-4 --ent-coef 0"
+FAST = "--num-envs 16 --num-steps 128 --num-minibatches 8 --learning-rate 1e-3 --vectorization envpool --compile"
+PONG = "--num-envs 16 --num-minibatches 8 --update-epochs 3 --learning-rate 1e-3 --clip-coef 0.2 --stop-return 18"
+HIDDEN = "--env-id examples.memory:CartPoleHidden-v0 --total-timesteps 500000"
+# row: {contender: command}; then with how many seeds
+ROWS = {
+    "CartPole-v1": {
+        PEER: "sb3.py --env-id CartPole-v1 --total-timesteps 500000",
+        "same settings": "ppo.py --env-id CartPole-v1 --total-timesteps 500000",
+        "recipe": f"ppo.py --env-id CartPole-v1 --total-timesteps 200000 {CARTPOLE}",
+    },
+    "Acrobot-v1": {
+        PEER: "sb3.py --env-id Acrobot-v1 --total-timesteps 500000",
+        "same settings": "ppo.py --env-id Acrobot-v1 --total-timesteps 500000",
+        "recipe": f"ppo.py --env-id Acrobot-v1 --total-timesteps 200000 {CARTPOLE}",
+    },
+    "LunarLander-v3": {
+        PEER: f"sb3.py --env-id LunarLander-v3 --total-timesteps 1000000 {LUNAR}",
+        "same settings": f"ppo.py --env-id LunarLander-v3 --total-timesteps 1000000 {LUNAR}",
+    },
+    "CartPoleHidden-v0": {
+        PEER: f"sb3.py {HIDDEN} --lstm --num-envs 16 --learning-rate 2.5e-3 --norm-obs --norm-reward",
+        "same settings": f"ppo_lstm.py {HIDDEN}",
+    },
+    "MountainCar-v0": {
+        "recipe": "ppo.py --env-id MountainCar-v0 --total-timesteps 1000000 --num-envs 16 --num-steps 16"
+        " --learning-rate 3e-4 --gae-lambda 0.98 --ent-coef 0 --norm-obs --norm-reward"
+    },
+    "Pong": {
+        PEER: f"sb3.py --env-id PongNoFrameskip-v4 --atari --total-timesteps 3000000 {PONG}",
+        "same settings": f"ppo_atari.py --env-id PongNoFrameskip-v4 --total-timesteps 3000000 {PONG}",
+    },
+    "Breakout": {"defaults": "ppo_atari.py --env-id BreakoutNoFrameskip-v4 --total-timesteps 1000000"},
+    "BeamRider": {"defaults": "ppo_atari.py --env-id BeamRiderNoFrameskip-v4 --total-timesteps 1000000"},
+}
+for task in (
+    "Hopper-v5",
+    "HalfCheetah-v5",
+    "Walker2d-v5",
+    "Ant-v5",
+    "Swimmer-v5",
+    "InvertedPendulum-v5",
+    "Pendulum-v1",
+):
+    same = f"--env-id {task} --total-timesteps {500_000 if task == 'Pendulum-v1' else 1_000_000}"
+    both = task in ("Hopper-v5", "HalfCheetah-v5")
+    ROWS[task] = {PEER: f"sb3.py {same} {DEFAULTS} --norm-obs --norm-reward"} if both else {}
+    ROWS[task]["same settings" if both else "defaults"] = f"ppo_continuous.py {same} --compile"
+    ROWS[task]["recipe"] = f"ppo_continuous.py {same} {FAST}"
+PIXELS = ("Pong", "Breakout", "BeamRider")
+FIGURE = ("CartPole-v1", "LunarLander-v3", "Hopper-v5")
+
+
+def number_of_seeds(row: str, contender: str) -> int:
+    if row in PIXELS:
+        return {PEER: 1, "same settings": 3}.get(contender, 2)
+    return 5 if contender == "defaults" or row in ("Hopper-v5", "HalfCheetah-v5") else 10
+
+
+def interpreter(folder: Path, side: str) -> str:
+    """That of a virtual environment, which is made if it is not there."""
+    path = folder / f"{side}-venv"
+    if not (path / "complete").exists():
+        print(f"Installing {side} in {path}", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(path)], check=True)
+        subprocess.run([str(path / "bin" / "pip"), "install", "--quiet", *VENVS[side]], check=True)
+        (path / "complete").touch()
+    return str(path / "bin" / "python")
+
+
+def measure(folder: Path, command: str, seed: int, cores: set[int]) -> dict:
+    """Runs a command on some cores: its curve, seconds, seconds of processors, and memory."""
+    sys.path.insert(0, str(ROOT))
+    from examples.plot import read_run
+
+    script, *arguments = shlex.split(command)
+    arguments += ["--seed", str(seed)]
+    place = folder / "runs" / f"{time.time_ns()}"  # never that of another
+    place.mkdir(parents=True)
+    if script == "sb3.py":
+        call = [interpreter(folder, "peer"), str(HERE / script), *arguments, "--log", str(place / "runs" / "peer")]
+    else:
+        call = [interpreter(folder, "ours"), str(ROOT / script), *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": str(len(cores)), "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    environment["TORCHINDUCTOR_CACHE_DIR"] = str(place / "cache")  # compilation counts
+    with open(place / "log", "w") as log:
+        began = time.time()
+        options = {"cwd": place, "env": environment, "stdout": log, "stderr": log}
+        process = subprocess.Popen(call, **options)
+        os.sched_setaffinity(process.pid, cores)  # threads that it starts later inherit this
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.time() - began
+    if status:
+        raise RuntimeError(f"{command} failed: see {place / 'log'}")
+    (run_dir,) = (place / "runs").iterdir()
+    run = read_run(run_dir)
+    times = run.seconds + run_dir_start(run_dir) - began
+    size, rows = max(1, math.ceil(len(run.steps) / 200)), []
+    for i in range(0, len(run.steps), size):
+        part = slice(i, i + size)
+        rows.append([int(run.steps[part][-1]), round(float(run.returns[part].mean()), 3), round(times[part][-1], 2)])
+    third = len(times) // 3
+    found = {
+        "command": command,
+        "return": round(run.result, 3),
+        "steps": int(run.steps[-1]),
+        "seconds": round(seconds, 1),
+    }
+    found |= {"steady_sps": round((run.steps[-1] - run.steps[third]) / (times[-1] - times[third]), 1)}
+    found |= {"cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1), "memory_mib": round(usage.ru_maxrss / 1024)}
+    return found | {"cores": len(cores), "curve": rows}
+
+
+def run_dir_start(run_dir: Path) -> float:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return EventAccumulator(str(run_dir)).Reload().FirstEventTimestamp()
+
+
+def run_all(folder: Path, rows: list[str], seeds: list[int] | None) -> None:
+    sys.path.insert(0, str(HERE))
+    from speed import machine
+
+    record = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"machine": machine(), "rows": {}}
+    for side in VENVS:
+        interpreter(folder, side)
+    jobs, all_cores = [], os.sched_getaffinity(0)
+    for seed, row in itertools.product(seeds or range(1, 11), rows):
+        for contender, command in ROWS[row].items():
+            done = record["rows"].get(row, {}).get(contender, {}).get(str(seed))
+            if (seeds or seed <= number_of_seeds(row, contender)) and (not done or done["command"] != command):
+                jobs.append((row, contender, command, seed))
+    free = queue.SimpleQueue()
+    for core in all_cores:
+        free.put({core})
+
+    def work(job: tuple[str, str, str, int]) -> None:
+        row, contender, command, seed = job
+        cores = all_cores if row in PIXELS else free.get()
+        try:
+            found = measure(folder, command, seed, cores)
+        except RuntimeError as error:
+            print(f"error: {error}", flush=True)
+            return
+        finally:
+            if row not in PIXELS:
+                free.put(cores)
+        record["rows"].setdefault(row, {}).setdefault(contender, {})[str(seed)] = found
+        text = json.dumps(record)
+        RESULTS.with_suffix(".tmp").write_text(text)
+        os.replace(RESULTS.with_suffix(".tmp"), RESULTS)
+        print(f"{row}, {contender}, seed {seed}: {found['return']} in {found['seconds']} s", flush=True)
+
+    for pixels, workers in ((False, len(all_cores)), (True, 1)):
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(work, [job for job in jobs if (job[0] in PIXELS) == pixels]))
+
+
+# From the results
+
+
+def runs_of(record: dict, row: str) -> dict:
+    """The runs of each contender as `examples/plot.py` has them."""
+    import numpy as np
+
+    sys.path.insert(0, str(ROOT))
+    from examples.plot import Run
+
+    found = {}
+    for contender in ROWS[row]:
+        for run in record["rows"].get(row, {}).get(contender, {}).values():
+            steps, returns, seconds = np.array(run["curve"], float).T
+            found.setdefault(contender, []).append(Run(row, run, steps, seconds, returns))
+    return found
+
+
+def seconds_to(run, target: float, window: float) -> float:
+    """When the mean return over a window of steps first reached the target; infinite if it never did."""
+    for step, second in zip(run.steps, run.seconds, strict=True):
+        inside = (run.steps > step - window) & (run.steps <= step)
+        if step >= window and run.returns[inside].mean() >= target:
+            return float(second)
+    return math.inf
+
+
+def estimates(*scores, function) -> tuple[float, float, float]:
+    """A statistic of scores (seeds, tasks), and its 95% interval."""
+    import numpy as np
+    from rliable import library
+
+    np.random.seed(0)  # noqa: NPY002 (which is what rliable draws from)
+    scores = scores if len(scores) > 1 else scores[0]
+    found = library.get_interval_estimates({"": scores}, lambda *x: np.array([function(*x)]), reps=2000)
+    points, intervals = (x[""] for x in found)
+    return points.item(), *intervals.ravel().tolist()
+
+
+def report() -> None:
+    import numpy as np
+    from rliable import metrics
+
+    record = json.loads(RESULTS.read_text())
+    columns = ["task", "", "seeds", "return", "95% interval", "better than SB3", "steps per second", "MiB"]
+    columns += ["seconds to SB3's return", "times SB3's"]
+    print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
+    pairs = {}
+    for row in ROWS:
+        contenders = runs_of(record, row)
+        peers = contenders.get(PEER)
+        if peers:
+            window = peers[0].steps[-1] / 20
+            start = statistics.mean(run.returns[0] for run in peers)
+            end = statistics.mean(run.settings["return"] for run in peers)
+            target = start + 0.95 * (end - start)
+            reference = statistics.median(seconds_to(run, target, window) for run in peers)
+        for contender, runs in contenders.items():
+            scores = np.array([[run.settings["return"]] for run in runs])
+            point, low, high = estimates(scores, function=metrics.aggregate_iqm)
+            spread = f"{low:,.1f} to {high:,.1f}" if len(runs) > 1 else ""
+            speed, memory = (statistics.median(run.settings[x] for run in runs) for x in ("steady_sps", "memory_mib"))
+            better = clock = times = ""
+            if peers:
+                median = statistics.median(seconds_to(run, target, window) for run in runs)
+                clock, times = f"{median:,.0f}", f"{median / reference:.2f}"
+                if contender != PEER:
+                    theirs = np.array([[run.settings["return"]] for run in peers])
+                    chance = estimates(scores, theirs, function=metrics.probability_of_improvement)
+                    better = "{:.2f} ({:.2f} to {:.2f})".format(*chance)
+                    pairs.setdefault(contender, []).append((scores, theirs))
+            cells = [row, contender, str(len(runs)), f"{point:,.1f}", spread, better]
+            cells += [f"{speed:,.0f}", f"{memory:,.0f}", clock, times]
+            print(f"| {' | '.join(cells)} |")
+    for contender, scores in pairs.items():
+        count = min(len(x) for pair in scores for x in pair)
+        ours, theirs = (np.concatenate([pair[i][:count] for pair in scores], axis=1) for i in (0, 1))
+        chance = estimates(ours, theirs, function=metrics.probability_of_improvement)
+        print(f"\n{contender}, over {len(scores)} tasks with {count} seeds each: better than SB3 with probability")
+        print("{:.2f} ({:.2f} to {:.2f})".format(*chance))
+    draw(record)
+
+
+def draw(record: dict) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    from examples.plot import curves, interquartile_mean, interval
+
+    figure, all_axes = plt.subplots(1, len(FIGURE), figsize=(5 * len(FIGURE), 3.5), layout="constrained")
+    for axes, row in zip(all_axes, FIGURE, strict=True):
+        for color, contender in zip(("C7", "C0", "C1"), (PEER, "same settings", "recipe"), strict=True):
+            runs = runs_of(record, row).get(contender)
+            if runs:
+                x, returns = curves(runs, "seconds")
+                drawn = np.isfinite(returns).all(axis=-1)
+                name = contender if contender == PEER else f"ours, {contender}"
+                axes.plot(x[drawn], interquartile_mean(returns[drawn]), color=color, label=f"{name} ({len(runs)})")
+                if len(runs) > 1:
+                    axes.fill_between(x[drawn], *interval(returns[drawn]), color=color, alpha=0.2, linewidth=0)
+        axes.set(title=row, xlabel="seconds, from the start of the command", ylabel="return", xlim=(0, None))
+        axes.grid(alpha=0.2)
+        axes.legend(loc="lower right")
+    figure.savefig(RESULTS.with_suffix(".png"), dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["run", "report"])
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("compare_runs"), help="for environments and runs")
+    parser.add_argument("--rows", nargs="+", choices=[*ROWS], default=[*ROWS])
+    parser.add_argument("--seeds", type=int, nargs="+", help="these only; else as many as each row is for")
+    args = parser.parse_args()
+    if args.what == "report":
+        return report()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    run_all(args.folder.resolve(), args.rows, args.seeds)
+
+
+if __name__ == "__main__":
+    main()
