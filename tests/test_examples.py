@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib.util
+import itertools
 import os
 import subprocess
 import sys
@@ -11,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import tyro
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import examples.probes
 from mutants import MUTANTS
-from ppo import Agent, Args, make_envs, train
+from ppo import Agent, Args, check_args, make_envs, train
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -121,6 +124,21 @@ print(ppo.make_envs(args, 2).reset()[0].tolist())"""
             [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, timeout=60
         )
         assert result.stdout == "[[0.0], [0.0]]\n" and result.stderr == ""
+
+
+def test_sweep():
+    """Whatever an agent of W&B makes of it, ppo.py takes; and it is about what ppo.py logs."""
+    sweep = yaml.safe_load((ROOT / "examples" / "sweep.yaml").read_text())
+    assert sweep["program"] == "ppo.py" and sweep["command"][-1] == "${args}" and sweep["command"][-2] == "--track"
+    assert sweep["metric"] == {"name": "charts/episodic_return", "goal": "maximize"}
+    choices = []
+    for name, about in sweep["parameters"].items():
+        values = about.get("values", [about.get("value", about.get("min")), about.get("value", about.get("max"))])
+        choices.append([f"--{name}={value}" for value in values])
+    for flags in itertools.product(*choices):
+        args = tyro.cli(Args, args=["--track", *flags])
+        check_args(args)
+    assert args.track and args.env_id == "CartPole-v1" and args.seed == 3 and args.learning_rate == 0.01
 
 
 @pytest.fixture(scope="module")
