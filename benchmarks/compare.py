@@ -7,14 +7,17 @@
 `run` makes virtual environments of both sides in FOLDER, from pinned versions, and trains, one core and one thread for
 each run, a run on each core: ours and Stable-Baselines3 take turns, seed by seed. Rows with pixels have all cores,
 one run at a time. Each finished run is added to `results/compare.json`; what is there is not run again, unless its
-command has changed. A run that was stopped begins anew.
+command has changed. A run that was stopped begins anew. One that failed is noted, told in the table, and tried again.
 
-A run's return is the mean over training episodes (sampled actions) in the last twentieth of its steps. Its seconds
-count from the start of the interpreter. `report` takes interquartile means over seeds, with 95% intervals by stratified
-bootstrap, and the probability of improvement over Stable-Baselines3 (Agarwal et al., 2021, arXiv:2108.13264), all by
-their package rliable. *Seconds to SB3's return* is when the mean return over a twentieth of SB3's steps first covered
-95% of the way from where SB3 began to where it ended; medians over seeds, where a seed that never came there counts as
-never. Overall numbers take as many seeds of each task as the task with the fewest has.
+*Same settings* are ours for both, not the defaults of Stable-Baselines3; `sb3.py` says what stays different. *Recipe*
+is another set of ours, beside which Stable-Baselines3 has the same where it can. A return is the mean of the training
+curve (one value an iteration, with sampled actions) in the last twentieth of a run's steps. Seconds count from the
+start of the interpreter; memory is the largest resident size of the process itself. `report` takes interquartile means
+over seeds, with 95% intervals by stratified bootstrap, and the probability of improvement over Stable-Baselines3 with
+the same settings (Agarwal et al., 2021, arXiv:2108.13264), all by their package rliable; where no seed of one side is
+above any of the other, that interval has no width. Rows that stop at a return have no such probability. *Seconds to
+SB3's return* is when the mean return over a twentieth of SB3's steps first covered 95% of the way from where SB3 began
+to where it ended with *same settings*; medians over seeds, where one that never came there counts as never.
 """
 
 import argparse
@@ -23,17 +26,21 @@ import json
 import math
 import os
 import queue
+import re
 import shlex
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT, RESULTS = HERE.parent, HERE / "results" / "compare.json"
 PEER = "Stable-Baselines3"
+BESIDE = {"same settings": PEER, "recipe": f"{PEER}, recipe"}  # who has the settings of ours
 VENVS = {  # what is installed for each side
     "ours": ["-r", str(ROOT / "requirements.txt")],
     "peer": [
@@ -47,19 +54,21 @@ CARTPOLE = (
 LUNAR = "--num-envs 32 --num-steps 256 --num-minibatches 16 --update-epochs 10 --learning-rate 1e-3"
 LUNAR += " --gamma 0.999 --gae-lambda 0.98 --norm-reward"
 DEFAULTS = "--num-envs 1 --num-steps 2048 --num-minibatches 32 --update-epochs 10 --learning-rate 3e-4 --ent-coef 0"
-FAST = "--num-envs 16 --num-steps 128 --num-minibatches 8 --learning-rate 1e-3 --vectorization envpool --compile"
+RECIPE = "--num-envs 16 --num-steps 128 --num-minibatches 8 --learning-rate 1e-3"
 PONG = "--num-envs 16 --num-minibatches 8 --update-epochs 3 --learning-rate 1e-3 --clip-coef 0.2 --stop-return 18"
 HIDDEN = "--env-id examples.memory:CartPoleHidden-v0 --total-timesteps 500000"
-# row: {contender: command}; then with how many seeds
+# row: {contender: command}
 ROWS = {
     "CartPole-v1": {
         PEER: "sb3.py --env-id CartPole-v1 --total-timesteps 500000",
         "same settings": "ppo.py --env-id CartPole-v1 --total-timesteps 500000",
+        f"{PEER}, recipe": f"sb3.py --env-id CartPole-v1 --total-timesteps 200000 {CARTPOLE}",
         "recipe": f"ppo.py --env-id CartPole-v1 --total-timesteps 200000 {CARTPOLE}",
     },
     "Acrobot-v1": {
         PEER: "sb3.py --env-id Acrobot-v1 --total-timesteps 500000",
         "same settings": "ppo.py --env-id Acrobot-v1 --total-timesteps 500000",
+        f"{PEER}, recipe": f"sb3.py --env-id Acrobot-v1 --total-timesteps 200000 {CARTPOLE}",
         "recipe": f"ppo.py --env-id Acrobot-v1 --total-timesteps 200000 {CARTPOLE}",
     },
     "LunarLander-v3": {
@@ -76,7 +85,8 @@ ROWS = {
     },
     "Pong": {
         PEER: f"sb3.py --env-id PongNoFrameskip-v4 --atari --total-timesteps 3000000 {PONG}",
-        "same settings": f"ppo_atari.py --env-id PongNoFrameskip-v4 --total-timesteps 3000000 {PONG}",
+        "same settings": f"ppo_atari.py --env-id PongNoFrameskip-v4 --total-timesteps 3000000 {PONG} --no-bf16",
+        "bfloat16": f"ppo_atari.py --env-id PongNoFrameskip-v4 --total-timesteps 3000000 {PONG}",
     },
     "Breakout": {"defaults": "ppo_atari.py --env-id BreakoutNoFrameskip-v4 --total-timesteps 1000000"},
     "BeamRider": {"defaults": "ppo_atari.py --env-id BeamRiderNoFrameskip-v4 --total-timesteps 1000000"},
@@ -94,14 +104,18 @@ for task in (
     both = task in ("Hopper-v5", "HalfCheetah-v5")
     ROWS[task] = {PEER: f"sb3.py {same} {DEFAULTS} --norm-obs --norm-reward"} if both else {}
     ROWS[task]["same settings" if both else "defaults"] = f"ppo_continuous.py {same} --compile"
-    ROWS[task]["recipe"] = f"ppo_continuous.py {same} {FAST}"
+    if both:
+        ROWS[task][f"{PEER}, recipe"] = (
+            f"sb3.py {same} --update-epochs 10 --ent-coef 0 {RECIPE} --norm-obs --norm-reward"
+        )
+    ROWS[task]["recipe"] = f"ppo_continuous.py {same} {RECIPE} --vectorization envpool --compile"
 PIXELS = ("Pong", "Breakout", "BeamRider")
 FIGURE = ("CartPole-v1", "LunarLander-v3", "Hopper-v5")
 
 
 def number_of_seeds(row: str, contender: str) -> int:
     if row in PIXELS:
-        return {PEER: 1, "same settings": 3}.get(contender, 2)
+        return {PEER: 1, "same settings": 1, "bfloat16": 3}.get(contender, 2)
     return 5 if contender == "defaults" or row in ("Hopper-v5", "HalfCheetah-v5") else 10
 
 
@@ -136,7 +150,13 @@ def measure(folder: Path, command: str, seed: int, cores: set[int]) -> dict:
         options = {"cwd": place, "env": environment, "stdout": log, "stderr": log}
         process = subprocess.Popen(call, **options)
         os.sched_setaffinity(process.pid, cores)  # threads that it starts later inherit this
-        _, status, usage = os.wait4(process.pid, 0)
+        ended, memory = 0, 0
+        while not ended:
+            with suppress(OSError, TypeError):  # it has just ended
+                text = Path(f"/proc/{process.pid}/status").read_text()
+                memory = int(re.search(r"VmHWM:\s+(\d+) kB", text)[1]) / 1024
+            time.sleep(0.1)
+            ended, status, usage = os.wait4(process.pid, os.WNOHANG)
         seconds = time.time() - began
     if status:
         raise RuntimeError(f"{command} failed: see {place / 'log'}")
@@ -155,8 +175,9 @@ def measure(folder: Path, command: str, seed: int, cores: set[int]) -> dict:
         "seconds": round(seconds, 1),
     }
     found |= {"steady_sps": round((run.steps[-1] - run.steps[third]) / (times[-1] - times[third]), 1)}
-    found |= {"cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1), "memory_mib": round(usage.ru_maxrss / 1024)}
-    return found | {"cores": len(cores), "curve": rows}
+    found |= {"cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1), "memory_mib": round(memory)}
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout
+    return found | {"cores": len(cores), "commit": commit.strip(), "curve": rows}
 
 
 def run_dir_start(run_dir: Path) -> float:
@@ -175,10 +196,10 @@ def run_all(folder: Path, rows: list[str], seeds: list[int] | None) -> None:
     jobs, all_cores = [], os.sched_getaffinity(0)
     for seed, row in itertools.product(seeds or range(1, 11), rows):
         for contender, command in ROWS[row].items():
-            done = record["rows"].get(row, {}).get(contender, {}).get(str(seed))
-            if (seeds or seed <= number_of_seeds(row, contender)) and (not done or done["command"] != command):
+            done = record["rows"].get(row, {}).get(contender, {}).get(str(seed), {"failed": True})
+            if (seeds or seed <= number_of_seeds(row, contender)) and ("failed" in done or done["command"] != command):
                 jobs.append((row, contender, command, seed))
-    free = queue.SimpleQueue()
+    free, lock, failed = queue.SimpleQueue(), threading.Lock(), []
     for core in all_cores:
         free.put({core})
 
@@ -187,21 +208,24 @@ def run_all(folder: Path, rows: list[str], seeds: list[int] | None) -> None:
         cores = all_cores if row in PIXELS else free.get()
         try:
             found = measure(folder, command, seed, cores)
-        except RuntimeError as error:
-            print(f"error: {error}", flush=True)
-            return
+        except Exception as error:  # the others go on
+            found = {"command": command, "failed": f"{type(error).__name__}: {error}"}
+            failed.append(found)
         finally:
             if row not in PIXELS:
                 free.put(cores)
-        record["rows"].setdefault(row, {}).setdefault(contender, {})[str(seed)] = found
-        text = json.dumps(record)
-        RESULTS.with_suffix(".tmp").write_text(text)
-        os.replace(RESULTS.with_suffix(".tmp"), RESULTS)
-        print(f"{row}, {contender}, seed {seed}: {found['return']} in {found['seconds']} s", flush=True)
+        with lock:
+            record["rows"].setdefault(row, {}).setdefault(contender, {})[str(seed)] = found
+            RESULTS.with_suffix(".tmp").write_text(json.dumps(record))
+            os.replace(RESULTS.with_suffix(".tmp"), RESULTS)
+        said = found.get("failed") or f"{found['return']} in {found['seconds']} s"
+        print(f"{row}, {contender}, seed {seed}: {said}", flush=True)
 
     for pixels, workers in ((False, len(all_cores)), (True, 1)):
         with ThreadPoolExecutor(workers) as pool:
             list(pool.map(work, [job for job in jobs if (job[0] in PIXELS) == pixels]))
+    if failed:
+        sys.exit(f"error: {len(failed)} of {len(jobs)} runs failed; they are tried again with the same command")
 
 
 # From the results
@@ -215,10 +239,17 @@ def runs_of(record: dict, row: str) -> dict:
     from examples.plot import Run
 
     found = {}
-    for contender in ROWS[row]:
-        for run in record["rows"].get(row, {}).get(contender, {}).values():
+    for contender, command in ROWS[row].items():
+        for seed, run in sorted(record["rows"].get(row, {}).get(contender, {}).items(), key=lambda pair: int(pair[0])):
+            if run["command"] != command:
+                continue  # of an earlier version of this table
+            if "failed" in run:
+                print(f"{row}, {contender}: a run failed ({run['failed']})", file=sys.stderr)
+                continue
+            if run["cores"] == 1 and run["cpu_seconds"] < 0.9 * run["seconds"]:
+                print(f"{row}, {contender}: a run shared its core with others, its seconds say little", file=sys.stderr)
             steps, returns, seconds = np.array(run["curve"], float).T
-            found.setdefault(contender, []).append(Run(row, run, steps, seconds, returns))
+            found.setdefault(contender, []).append(Run(row, seed, run, steps, seconds, returns))
     return found
 
 
@@ -268,21 +299,28 @@ def report() -> None:
             speed, memory = (statistics.median(run.settings[x] for run in runs) for x in ("steady_sps", "memory_mib"))
             better = clock = times = ""
             if peers:
-                median = statistics.median(seconds_to(run, target, window) for run in runs)
-                clock, times = f"{median:,.0f}", f"{median / reference:.2f}"
-                if contender != PEER:
-                    theirs = np.array([[run.settings["return"]] for run in peers])
-                    chance = estimates(scores, theirs, function=metrics.probability_of_improvement)
-                    better = "{:.2f} ({:.2f} to {:.2f})".format(*chance)
-                    pairs.setdefault(contender, []).append((scores, theirs))
+                seconds = [seconds_to(run, target, window) for run in runs]
+                median, there = statistics.median(seconds), sum(map(math.isfinite, seconds))
+                clock = f"{median:,.0f}" if math.isfinite(median) else "never"
+                clock += f" ({there} of {len(runs)})" if there < len(runs) else ""
+                times = f"{median / reference:.2f}" if math.isfinite(median) and math.isfinite(reference) else ""
+            beside = contenders.get(BESIDE.get(contender))
+            if beside and "--stop-return" not in ROWS[row][contender]:
+                theirs = np.array([[run.settings["return"]] for run in beside])
+                chance = estimates(scores, theirs, function=metrics.probability_of_improvement)
+                better = "{:.2f} ({:.2f} to {:.2f})".format(*chance)
+                pairs.setdefault(contender, []).append((scores, theirs))
             cells = [row, contender, str(len(runs)), f"{point:,.1f}", spread, better]
             cells += [f"{speed:,.0f}", f"{memory:,.0f}", clock, times]
             print(f"| {' | '.join(cells)} |")
     for contender, scores in pairs.items():
-        count = min(len(x) for pair in scores for x in pair)
-        ours, theirs = (np.concatenate([pair[i][:count] for pair in scores], axis=1) for i in (0, 1))
-        chance = estimates(ours, theirs, function=metrics.probability_of_improvement)
-        print(f"\n{contender}, over {len(scores)} tasks with {count} seeds each: better than SB3 with probability")
+
+        def mean_probability(*scores) -> float:
+            tasks = zip(scores[::2], scores[1::2], strict=True)
+            return statistics.mean(metrics.probability_of_improvement(*task) for task in tasks)
+
+        chance = estimates(*itertools.chain(*scores), function=mean_probability)
+        print(f"\n{contender}, mean over {len(scores)} tasks: better than SB3 with the same settings with probability")
         print("{:.2f} ({:.2f} to {:.2f})".format(*chance))
     draw(record)
 
@@ -298,7 +336,7 @@ def draw(record: dict) -> None:
 
     figure, all_axes = plt.subplots(1, len(FIGURE), figsize=(5 * len(FIGURE), 3.5), layout="constrained")
     for axes, row in zip(all_axes, FIGURE, strict=True):
-        for color, contender in zip(("C7", "C0", "C1"), (PEER, "same settings", "recipe"), strict=True):
+        for color, contender in (("C7", PEER), ("C0", "same settings"), ("C1", "recipe")):
             runs = runs_of(record, row).get(contender)
             if runs:
                 x, returns = curves(runs, "seconds")

@@ -58,8 +58,8 @@ def learn(folder: Path, games: list[str], seeds: list[int], steps: int) -> None:
             arguments = ["--resume", str(done.relative_to(folder))]
         with open(folder / f"{game}-{network}-{seed}.log", "a") as log:
             command = [sys.executable, str(SCRIPT), *arguments, "--total-timesteps", str(steps)]
-            subprocess.run(command, cwd=folder, env=ONE_THREAD, stdout=log, stderr=log)
-        print(f"{game} {network} seed {seed}: see {log.name}", flush=True)
+            code = subprocess.run(command, cwd=folder, env=ONE_THREAD, stdout=log, stderr=log).returncode
+        print(f"{game} {network} seed {seed}: {f'error {code}' if code else 'done'}, see {log.name}", flush=True)
 
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(2) as pool:
@@ -69,20 +69,24 @@ def learn(folder: Path, games: list[str], seeds: list[int], steps: int) -> None:
 def collect(folder: Path, steps: int, episodes: int) -> None:
     record, path = {"command": f"ppo_procgen.py {' '.join(SETTINGS)}", "steps": steps}, RESULTS / "procgen.json"
     before = json.loads(path.read_text()) if path.exists() else {}
-    rows = before["runs"] if {name: before.get(name) for name in record} == record else []
+    if before and any(before[name] != x for name, x in record.items()):
+        sys.exit(
+            f"error: {path} has runs of {before['command']}, {before['steps']} steps: move it out of the way first"
+        )
+    rows = before.get("runs", [])
     for (game, network, seed), run_dir in found_runs(folder).items():
         if game not in CONSTANTS:
             continue
         events = EventAccumulator(str(run_dir), {"scalars": 0}).Reload()
         returns = [(event.step, event.value) for event in events.Scalars("charts/episodic_return")]
-        trained = ppo.load_checkpoint(run_dir)["global_step"]
+        trained, whole = ppo.load_checkpoint(run_dir)["global_step"], steps // 4096 * 4096
         curve = []
         for i in range(BINS):
             inside = [x for step, x in returns if steps * i / BINS < step <= steps * (i + 1) / BINS]
             curve.append([steps * (i + 1) // BINS, round(statistics.mean(inside), 3) if inside else None])
         last = [x for step, x in returns if 0.95 * steps < step <= steps]
         row = {"game": game, "network": network, "seed": seed, "steps_trained": trained, "curve": curve}
-        row |= {"return": round(statistics.mean(last), 3) if last else None}  # None: it has not come so far
+        row |= {"return": round(statistics.mean(last), 3) if trained >= whole else None}  # it has not come so far
         command = [sys.executable, str(SCRIPT), "--evaluate", str(run_dir), "--eval-episodes", str(episodes)]
         output = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, check=True).stdout
         numbers = [[float(x) for x in re.findall(r"-?\d+\.\d+", line)[:2]] for line in output.splitlines()]
@@ -90,8 +94,8 @@ def collect(folder: Path, steps: int, episodes: int) -> None:
         print({name: x for name, x in row.items() if name != "curve"}, flush=True)
         same = {"game": game, "network": network, "seed": seed}
         rows = [other for other in rows if {name: other[name] for name in same} != same] + [row]
-    record["runs"] = sorted(rows, key=lambda row: ([*CONSTANTS].index(row["game"]), row["network"], row["seed"]))
-    path.write_text(json.dumps(record) + "\n")
+        record["runs"] = sorted(rows, key=lambda row: ([*CONSTANTS].index(row["game"]), row["network"], row["seed"]))
+        path.write_text(json.dumps(record) + "\n")
     report(record)
 
 
@@ -99,7 +103,8 @@ def report(record: dict) -> None:
     print(f"\n| game | network | seeds | return at {record['steps']:,} steps | score | training levels | all levels |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for game, network in dict.fromkeys((run["game"], run["network"]) for run in record["runs"]):
-        runs = [run for run in record["runs"] if (run["game"], run["network"]) == (game, network) and run["return"]]
+        runs = [run for run in record["runs"] if (run["game"], run["network"]) == (game, network)]
+        runs = [run for run in runs if run["return"] is not None]
         if runs:
             low, high = CONSTANTS[game]
             returns = [run["return"] for run in runs]

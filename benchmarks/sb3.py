@@ -7,8 +7,13 @@
     python benchmarks/sb3.py --env-id examples.memory:CartPoleHidden-v0 --num-envs 16 --learning-rate 2.5e-3 --lstm \
         --norm-obs --norm-reward     # sb3-contrib's RecurrentPPO
 
-The arguments are those of our scripts. Prints one JSON line: steps, and the steps per second from the first third of
-the run on (steady state). With `--log FOLDER`, curves are written there under our names, once an iteration.
+The arguments are those of our scripts, and mean the same: SB3's value loss is not halved, so its coefficient is; its
+learning rate falls as ours does, to the end of the last whole iteration. Two things differ: with `--clip-vloss`, its
+value loss is that of the clipped values, ours the larger one; and RecurrentPPO has an LSTM each for policy and value
+(if they share one, it does not learn from values), as wide as ours and on the same layer.
+
+Prints one JSON line: steps, and the steps per second from the first third of the run on (steady state). With
+`--log FOLDER`, curves are written there under our names, once an iteration.
 """
 
 import argparse
@@ -23,6 +28,7 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_atari_env, make_vec_env
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 
 
@@ -52,6 +58,17 @@ class Clock(BaseCallback):
         return len(last) < 100 or np.mean(last) < self.stop_return
 
 
+class Encoder(BaseFeaturesExtractor):
+    """The layer below the LSTM of `ppo_lstm.py`."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space, 64)
+        self.layers = torch.nn.Sequential(torch.nn.Linear(observation_space.shape[0], 64), torch.nn.Tanh())
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        return self.layers(obs)
+
+
 parser = argparse.ArgumentParser()
 parser.add_argument("--env-id", default="CartPole-v1")
 parser.add_argument("--seed", type=int, default=1)
@@ -65,6 +82,8 @@ parser.add_argument("--learning-rate", type=float, default=2.5e-4)
 parser.add_argument("--gamma", type=float, default=0.99)
 parser.add_argument("--gae-lambda", type=float, default=0.95)
 parser.add_argument("--ent-coef", type=float, default=0.01)
+parser.add_argument("--vf-coef", type=float, default=0.5)
+parser.add_argument("--clip-vloss", action=argparse.BooleanOptionalAction, default=True)
 parser.add_argument("--clip-coef", type=float, default=0.2)
 parser.add_argument("--norm-obs", action="store_true")
 parser.add_argument("--norm-reward", action="store_true")
@@ -83,31 +102,32 @@ else:
     envs = make_vec_env(args.env_id, n_envs=args.num_envs, seed=args.seed)
 if args.norm_obs or args.norm_reward:
     envs = VecNormalize(envs, norm_obs=args.norm_obs, norm_reward=args.norm_reward, gamma=args.gamma)
-# The Nature CNN; two networks of 64 x 64 tanh units; one LSTM for policy and value, on a layer: as in our scripts
-policy, algorithm, kwargs = "CnnPolicy" if args.atari else "MlpPolicy", PPO, {}
+policy, algorithm, kwargs = "CnnPolicy" if args.atari else "MlpPolicy", PPO, {}  # their networks are as ours
 if args.lstm:
     policy, algorithm = "MlpLstmPolicy", importlib.import_module("sb3_contrib").RecurrentPPO
-    kwargs = {"lstm_hidden_size": 128, "shared_lstm": True, "enable_critic_lstm": False, "net_arch": []}
+    kwargs = {"lstm_hidden_size": 128, "net_arch": [], "features_extractor_class": Encoder}
+batch = args.num_envs * args.num_steps
+total = args.total_timesteps // batch * batch
 model = algorithm(
     policy,
     envs,
     n_steps=args.num_steps,
-    batch_size=args.num_envs * args.num_steps // args.num_minibatches,
+    batch_size=batch // args.num_minibatches,
     n_epochs=args.update_epochs,
-    learning_rate=lambda remaining: args.learning_rate * remaining,
+    learning_rate=lambda remaining: args.learning_rate * (remaining + batch / total),  # asked after the rollout
     gamma=args.gamma,
     gae_lambda=args.gae_lambda,
     clip_range=args.clip_coef,
-    clip_range_vf=args.clip_coef,
+    clip_range_vf=args.clip_coef if args.clip_vloss else None,
     ent_coef=args.ent_coef,
-    vf_coef=0.5,
+    vf_coef=args.vf_coef / 2,
     max_grad_norm=0.5,
     seed=args.seed,
     device="cpu",
     policy_kwargs=kwargs,
 )
 clock = Clock(args.log, args.stop_return)
-model.learn(args.total_timesteps, callback=clock)
+model.learn(total, callback=clock)
 if clock.writer:
     clock.writer.close()
 (first_step, first_time), (last_step, last_time) = clock.times[len(clock.times) // 3], clock.times[-1]

@@ -11,7 +11,8 @@ that a run of this group returns more than one of the first group in the same en
 
 Seconds are those of training: what passed between stopping and resuming a run is left out. Runs may be of any script
 whose curves have the names of docs/metrics.md: groups are told apart by args.json, or, where a run has none, by the
-name of its folder without seed and time, `environment__name__seed__time`. Exit code: 2 if a run can't be read.
+name of its folder without seed and time, `environment__name__seed__time`. One that has no return yet is left out, with
+a line that says so; exit code 2 if none is left.
 """
 
 import argparse
@@ -26,15 +27,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 RETURN = "charts/episodic_return"
 POINTS = 100  # of a drawn curve
 NO_SETTINGS = {
-    "seed",
     "resume",
     "evaluate",
+    "eval_episodes",
+    "eval_greedy",
     "save_interval",
-    "track",
-    "wandb_project_name",
-    "wandb_entity",
     "capture_video",
-}
+}  # change no curve
+NO_SETTINGS |= {"track", "wandb_project_name", "wandb_entity"}
 
 
 @dataclass
@@ -42,7 +42,8 @@ class Run:
     """What was logged, value by value: steps, seconds of training until then, and returns."""
 
     env_id: str
-    settings: dict  # all but seeds and what changes no number
+    seed: object
+    settings: dict  # all others that change a curve
     steps: np.ndarray
     seconds: np.ndarray
     returns: np.ndarray
@@ -54,26 +55,23 @@ class Run:
 
 def read_run(folder: Path) -> Run:
     """Reads a run's folder; FileNotFoundError says what is missing there."""
-    points, before = [], 0.0
-    for path in sorted(folder.glob("events.out.tfevents.*")):  # one for the start, and one for each time it went on
-        events = EventAccumulator(str(path), {"scalars": 0}).Reload()
-        tags = events.Tags()["scalars"]
-        if tags:
-            began, clock = events.FirstEventTimestamp(), [event for tag in tags for event in events.Scalars(tag)]
-            first = min(event.step for event in clock)
-            points = [point for point in points if point[0] < first]  # what came after the checkpoint was done again
-            before = max([seconds for _, seconds, _ in points], default=0.0)
-            new = events.Scalars(RETURN) if RETURN in tags else []
-            points += [(event.step, before + event.wall_time - began, event.value) for event in new]
+    files = [EventAccumulator(str(x), {"scalars": 0}).Reload() for x in folder.glob("events.out.tfevents.*")]
+    files, points = [events for events in files if events.Tags()["scalars"]], []
+    for events in sorted(files, key=EventAccumulator.FirstEventTimestamp):  # of the start, and each time it went on
+        curves = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
+        first, began = min(curve[0].step for curve in curves.values()), events.FirstEventTimestamp()
+        points = [point for point in points if point[0] < first]  # what came after the checkpoint was done again
+        before = max([seconds for _, seconds, _ in points], default=0.0)
+        points += [(event.step, before + event.wall_time - began, event.value) for event in curves.get(RETURN, [])]
     if not points:
         raise FileNotFoundError(f"it has no curve named {RETURN} (give folders of runs, as in runs/NAME)")
-    env_id, name = [*folder.name.split("__"), ""][:2]
+    env_id, name, seed = [*folder.resolve().name.split("__"), "", ""][:3]
     settings = {"exp_name": name}
     if (folder / "args.json").exists():
         settings = json.loads((folder / "args.json").read_text())
-        env_id = settings.pop("env_id")
+        env_id, seed = settings.pop("env_id"), settings.pop("seed", seed)
     settings = {key: value for key, value in settings.items() if key not in NO_SETTINGS}
-    return Run(env_id, settings, *np.array(points, dtype=float).T)
+    return Run(env_id, seed, settings, *np.array(points, dtype=float).T)
 
 
 def group_runs(runs: list[Run]) -> dict[tuple[str, str], list[Run]]:
@@ -131,12 +129,13 @@ def draw(groups: dict[tuple[str, str], list[Run]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    env_ids = [*dict.fromkeys(env_id for env_id, _ in groups)]
+    env_ids, colors = [*dict.fromkeys(env_id for env_id, _ in groups)], plt.cm.tab10.colors
     shape = {"figsize": (5.5 * len(env_ids), 7), "squeeze": False, "layout": "constrained"}
     figure, all_axes = plt.subplots(2, len(env_ids), **shape)
     for column, env_id in enumerate(env_ids):
         here = [(name, runs) for (other, name), runs in groups.items() if other == env_id]
         for axes, axis in zip(all_axes[:, column], ("steps", "seconds"), strict=True):
+            axes.set_prop_cycle(color=plt.cm.turbo(np.linspace(0.1, 0.9, len(here))) if len(here) > 10 else colors)
             for name, runs in here:
                 x, returns = curves(runs, axis)
                 drawn = np.isfinite(returns).all(axis=-1)
@@ -161,8 +160,12 @@ def table(groups: dict[tuple[str, str], list[Run]]) -> str:
         steps, seconds = (float(np.median([getattr(run, axis)[-1] for run in runs])) for axis in ("steps", "seconds"))
         better = "" if baseline is results else f"{improvement(results, baseline):.2f}"
         spread = f"{low:.4g} to {high:.4g}" if len(runs) > 1 else ""
+        if (shortest := min(run.steps[-1] for run in runs)) < 0.95 * steps:
+            print(f"note: {env_id} {name}: some have {shortest:,.0f} steps only, unfinished?", file=sys.stderr)
+        if len({run.seed for run in runs}) < len(runs):
+            print(f"note: {env_id} {name}: some have the same seed: intervals are too narrow", file=sys.stderr)
         row = [env_id, name, len(runs), f"{steps:,.0f}", f"{interquartile_mean(results):.4g}", spread]
-        row += [f"{seconds:,.0f}", f"{steps / seconds:,.0f}", better]
+        row += [f"{seconds:,.0f}", f"{steps / max(seconds, 1e-9):,.0f}", better]
         lines.append(f"| {' | '.join(map(str, row))} |")
     return "\n".join(lines)
 
@@ -174,18 +177,23 @@ def main() -> int:
         "--out", type=Path, default=Path("curves.png"), help="file to draw to; its ending is its format"
     )
     args, runs = parser.parse_args(), []
-    for folder in args.runs:
+    for folder in {path.resolve(): path for path in args.runs}.values():
         try:
             runs.append(read_run(folder))
-        except FileNotFoundError as error:
-            print(f"error: {folder}: {error}", file=sys.stderr)
-            return 2
+        except Exception as error:  # it has just begun, is damaged, or is none
+            print(f"left out: {folder}: {error}", file=sys.stderr)
+    if not runs:
+        print("error: there is no run to draw", file=sys.stderr)
+        return 2
     groups = group_runs(runs)
     try:
         print(table(groups))
         draw(groups, args.out)
     except ImportError as error:
         print(f"error: {error} (pip install matplotlib scipy)", file=sys.stderr)
+        return 2
+    except (ValueError, OSError) as error:  # an ending that is none, a folder that is not there
+        print(f"error: --out {args.out}: {error}", file=sys.stderr)
         return 2
     print(f"\nCurves: {args.out}")
     return 0

@@ -133,12 +133,12 @@ def test_sweep():
     assert sweep["metric"] == {"name": "charts/episodic_return", "goal": "maximize"}
     choices = []
     for name, about in sweep["parameters"].items():
-        values = about.get("values", [about.get("value", about.get("min")), about.get("value", about.get("max"))])
-        choices.append([f"--{name}={value}" for value in values])
-    for flags in itertools.product(*choices):
-        args = tyro.cli(Args, args=["--track", *flags])
+        choices.append([f"--{name}={value}" for value in about.get("values", [about.get("value")])])
+    grid = [tyro.cli(Args, args=["--track", *flags]) for flags in itertools.product(*choices)]
+    assert len({str(args) for args in grid}) == len(grid) == 24 * 3
+    for args in grid:
         check_args(args)
-    assert args.track and args.env_id == "CartPole-v1" and args.seed == 3 and args.learning_rate == 0.01
+    assert args.track and args.env_id == "CartPole-v1" and args.seed == 3 and args.learning_rate == 0.005
 
 
 @pytest.fixture(scope="module")

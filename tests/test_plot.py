@@ -16,13 +16,12 @@ import examples.plot as plot
 from conftest import ROOT
 from ppo import Args, train
 
-numbers = itertools.count()
-
 
 def log(folder, points, began, settings=None, tag=plot.RETURN):
     """An event file that begins at a time, with points (step, seconds after it, value)."""
-    writer = EventFileWriter(str(folder), filename_suffix=f".{next(numbers)}")
-    writer.flush()  # its first event, with the time of now: not the one that is meant
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("time.time", lambda: began)
+        writer = EventFileWriter(str(folder))
     for step, seconds, value in points:
         summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
         writer.add_event(Event(wall_time=began + seconds, step=step, summary=summary))
@@ -32,46 +31,43 @@ def log(folder, points, began, settings=None, tag=plot.RETURN):
     return folder
 
 
-@pytest.fixture
-def starts(monkeypatch):
-    """Makes event files begin at the times of this list, in the order in which they are read."""
-    times = []
-    monkeypatch.setattr(plot.EventAccumulator, "FirstEventTimestamp", lambda self: times.pop(0))
-    return times
-
-
 def make_run(returns, env_id="A-v0", steps=None, seconds=None, **settings):
     steps = np.arange(1.0, len(returns) + 1) if steps is None else np.array(steps, float)
-    return plot.Run(env_id, settings, steps, steps if seconds is None else seconds, np.array(returns, float))
+    return plot.Run(env_id, 1, settings, steps, steps if seconds is None else seconds, np.array(returns, float))
 
 
 class TestReadRun:
-    def test_plain(self, tmp_path, starts):
-        starts.append(1000.0)
+    def test_plain(self, tmp_path):
         run = plot.read_run(log(tmp_path / "A-v0__mine__1__5", [(10, 2, 3.0), (20, 4, 5.0)], 1000))
-        assert (run.env_id, run.settings) == ("A-v0", {"exp_name": "mine"})
+        assert (run.env_id, run.seed, run.settings) == ("A-v0", "1", {"exp_name": "mine"})
         assert (run.steps.tolist(), run.seconds.tolist(), run.returns.tolist()) == ([10, 20], [2, 4], [3, 5])
 
-    def test_resumed(self, tmp_path, starts):
+    def test_resumed(self, tmp_path):
         """What came after the checkpoint is replaced, and the night between does not count."""
         folder = log(tmp_path / "run", [(10, 2, 1.0), (20, 4, 2.0), (30, 6, 3.0)], 1000)
         log(folder, [(30, 5, 4.0), (40, 7, 5.0)], 90_000)
-        starts.extend([1000.0, 90_000.0])
         run = plot.read_run(folder)
         assert run.steps.tolist() == [10, 20, 30, 40]
         assert run.seconds.tolist() == [2, 4, 4 + 5, 4 + 7] and run.returns.tolist() == [1, 2, 4, 5]
 
-    def test_resumed_without_an_episode(self, tmp_path, starts):
+    def test_resumed_within_a_second(self, tmp_path):
+        """Files are in the order of their beginnings, whatever their names."""
+        folder = log(tmp_path / "run", [(10, 0.1, 1.0), (20, 0.2, 2.0)], 1000.1)
+        (old,) = folder.iterdir()
+        log(folder, [(20, 0.1, 3.0)], 1000.5)
+        old.rename(folder / "events.out.tfevents.9999.z")
+        assert plot.read_run(folder).returns.tolist() == [1, 3]
+
+    def test_resumed_without_an_episode(self, tmp_path):
         """The second part has other curves alone, which replace and count as well."""
         folder = log(tmp_path / "run", [(10, 2, 1.0), (20, 4, 2.0)], 1000)
         log(folder, [(20, 5, 4.0)], 90_000, tag="charts/SPS")
-        starts.extend([1000.0, 90_000.0])
         assert plot.read_run(folder).steps.tolist() == [10]
 
     def test_settings(self, tmp_path):
         settings = {"env_id": "B-v1", "seed": 3, "resume": None, "gamma": 0.9, "track": True, "exp_name": "x"}
         run = plot.read_run(log(tmp_path / "run", [(1, 0, 0.0)], 0, settings))
-        assert (run.env_id, run.settings) == ("B-v1", {"gamma": 0.9, "exp_name": "x"})
+        assert (run.env_id, run.seed, run.settings) == ("B-v1", 3, {"gamma": 0.9, "exp_name": "x"})
 
     def test_what_a_script_writes(self):
         result = train(Args(total_timesteps=4096))
@@ -154,27 +150,42 @@ class TestProgram:
         for seed, gamma in itertools.product((1, 2, 3, 4), (0.9, 0.99)):
             points = [(10 * i, i, 100 * gamma + (seed if i > 95 else 0)) for i in range(1, 101)]
             settings = {"env_id": "A-v0", "seed": seed, "gamma": gamma, "exp_name": "x"}
-            log(tmp_path / f"A-v0__x__{seed}__{gamma}", points, 0, settings)
-        result = program(*sorted(tmp_path.iterdir()), "--out", "drawn.png")
+            log(tmp_path / f"A-v0__x__{seed}__{gamma}", points, 5000, settings)
+        result = program(*sorted(tmp_path.iterdir()), *tmp_path.iterdir(), "--out", "drawn.png")
         assert (result.returncode, result.stderr) == (0, "")
         rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in result.stdout.splitlines()[2:4]]
-        assert [row[:5] for row in rows] == [
-            ["A-v0", "x gamma=0.9", "4", "1,000", "92.5"],
-            ["A-v0", "x gamma=0.99", "4", "1,000", "101.5"],
+        assert [row[:5] + row[6:] for row in rows] == [
+            ["A-v0", "x gamma=0.9", "4", "1,000", "92.5", "100", "10", ""],
+            ["A-v0", "x gamma=0.99", "4", "1,000", "101.5", "100", "10", "1.00"],
         ]
-        assert [row[-1] for row in rows] == ["", "1.00"]
         low, high = map(float, rows[0][5].split(" to "))
         assert 91 <= low < 92.5 < high <= 94
         assert Path("drawn.png").read_bytes().startswith(b"\x89PNG") and "drawn.png" in result.stdout
 
-    @pytest.mark.parametrize("kind", ["absent", "empty", "other curves"])
+    def test_notes(self, tmp_path):
+        """What is unfinished, or there twice, is said; what can't be read is left out."""
+        for name, steps, seed in (("a", 100, 1), ("b", 100, 2), ("c", 50, 2)):
+            points = [(step, step, 1.0) for step in range(10, steps + 1, 10)]
+            log(tmp_path / name, points, 0, {"env_id": "A-v0", "seed": seed, "exp_name": "x"})
+        for name in ("begun", "damaged"):
+            log(tmp_path / name, [(1, 0, 0.0)] if name == "damaged" else [], 0)
+        (tmp_path / "damaged" / "args.json").write_text("{")
+        result = program(*sorted(tmp_path.iterdir()))
+        assert result.returncode == 0 and "| x | 3 | 100 |" in result.stdout
+        left_out, damaged, unfinished, twice = result.stderr.splitlines()
+        assert left_out.startswith(f"left out: {tmp_path / 'begun'}: it has no curve named charts/episodic_return")
+        assert damaged.startswith(f"left out: {tmp_path / 'damaged'}: ")
+        assert "some have 50 steps only" in unfinished and "the same seed" in twice
+
+    @pytest.mark.parametrize("kind", ["absent", "other curves", "ending"])
     def test_mistakes(self, kind, tmp_path):
         folder = tmp_path / "run"
         if kind != "absent":
-            folder.mkdir()
-        if kind == "other curves":
-            log(folder, [(1, 0, 0.0)], 0, tag="loss")
-        result = program(folder)
-        assert result.returncode == 2 and result.stdout == ""
-        assert result.stderr.startswith(f"error: {folder}: it has no curve named charts/episodic_return")
-        assert result.stderr.count("\n") == 1
+            log(folder, [(1, 0, 0.0), (2, 1, 0.0)], 0, tag="loss" if kind == "other curves" else plot.RETURN)
+        result = program(folder, *(["--out", "curves.nothing"] if kind == "ending" else []))
+        lines = result.stderr.splitlines()
+        assert result.returncode == 2 and "Traceback" not in result.stderr
+        if kind == "ending":
+            assert len(lines) == 1 and lines[0].startswith("error: --out curves.nothing: ")
+        else:
+            assert len(lines) == 2 and lines[1] == "error: there is no run to draw" and result.stdout == ""
