@@ -241,13 +241,8 @@ def runs_of(record: dict, row: str) -> dict:
     found = {}
     for contender, command in ROWS[row].items():
         for seed, run in sorted(record["rows"].get(row, {}).get(contender, {}).items(), key=lambda pair: int(pair[0])):
-            if run["command"] != command:
-                continue  # of an earlier version of this table
-            if "failed" in run:
-                print(f"{row}, {contender}: a run failed ({run['failed']})", file=sys.stderr)
+            if run["command"] != command or "failed" in run:  # of an earlier version of this table; or told there
                 continue
-            if run["cores"] == 1 and run["cpu_seconds"] < 0.9 * run["seconds"]:
-                print(f"{row}, {contender}: a run shared its core with others, its seconds say little", file=sys.stderr)
             steps, returns, seconds = np.array(run["curve"], float).T
             found.setdefault(contender, []).append(Run(row, seed, run, steps, seconds, returns))
     return found
@@ -322,6 +317,13 @@ def report() -> None:
         chance = estimates(*itertools.chain(*scores), function=mean_probability)
         print(f"\n{contender}, mean over {len(scores)} tasks: better than SB3 with the same settings with probability")
         print("{:.2f} ({:.2f} to {:.2f})".format(*chance))
+    runs = [run for row in record["rows"].values() for seeds in row.values() for run in seeds.values()]
+    failed, shared = [run for run in runs if "failed" in run], 0
+    for run in runs:
+        shared += "failed" not in run and run["cores"] == 1 and run["cpu_seconds"] < 0.9 * run["seconds"]
+    print(f"\n{len(runs)} runs. {shared} had less than nine tenths of a core: their seconds say little.")
+    for run in failed:
+        print(f"Failed: {run['command']}: {run['failed']}")
     draw(record)
 
 
@@ -347,7 +349,8 @@ def draw(record: dict) -> None:
                     axes.fill_between(x[drawn], *interval(returns[drawn]), color=color, alpha=0.2, linewidth=0)
         axes.set(title=row, xlabel="seconds, from the start of the command", ylabel="return", xlim=(0, None))
         axes.grid(alpha=0.2)
-        axes.legend(loc="lower right")
+        if axes.lines:
+            axes.legend(loc="lower right")
     figure.savefig(RESULTS.with_suffix(".png"), dpi=110)
 
 
