@@ -73,7 +73,7 @@ def collect(folder: Path, steps: int, episodes: int) -> None:
         sys.exit(
             f"error: {path} has runs of {before['command']}, {before['steps']} steps: move it out of the way first"
         )
-    rows = before.get("runs", [])
+    record["runs"] = rows = before.get("runs", [])
     for (game, network, seed), run_dir in found_runs(folder).items():
         if game not in CONSTANTS:
             continue

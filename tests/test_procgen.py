@@ -160,7 +160,7 @@ class TestNetworks:
 
     def test_initialisation(self, network):
         """Detail 2, in every layer; with gain 1 within IMPALA, whose residual sums grow: with √2, features began at 15
-        and values at 7, where returns are scaled to about 1, and neither network nor games were learned."""
+        and values at 7, where returns are scaled to about 1."""
         agent = make_agent(network=network.__name__)
         for layer in agent.trunk.modules():
             if hasattr(layer, "weight"):
