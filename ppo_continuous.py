@@ -191,22 +191,21 @@ class Agent(nn.Module):
     def act(self, obs: np.ndarray, noise=None, greedy: bool = False) -> np.ndarray:
         """Actions (N, C) for observations (N, O): sampled, or with `greedy` the most probable ones."""
         noise = self.noise(len(obs)) if noise is None else noise
-        return self.policy(obs) + (0 if greedy else noise * np.exp(self.log_std.detach().cpu().numpy()))
+        return self.policy(obs) + (0 if greedy else noise)
 
     @torch.no_grad()
     def policy(self, obs: np.ndarray) -> np.ndarray:
         return self.network(torch.as_tensor(obs, dtype=torch.float32).to(self.obs_stats.mean.device))[0].cpu().numpy()
 
     def numpy_policy(self, x: np.ndarray) -> np.ndarray:
-        """The same in NumPy, from the weights in `layers`, in a quarter of the time: 16 instead of 58 µs of a step."""
-        if self.norm_obs:
-            x = ((x - self.obs_stats.mean.numpy()) / np.sqrt(self.obs_stats.var.numpy() + 1e-8)).clip(-10, 10)
+        """The same in NumPy, from `layers` and `stats`, in a quarter of the time: 16 instead of 58 µs of a step."""
+        x = ((x - self.stats[0]) / self.stats[1]).clip(-10, 10) if self.norm_obs else x
         for layer in self.layers:
             x = x @ layer[0].T + layer[1] if layer else np.tanh(x)
         return x
 
     def noise(self, *shape: int) -> np.ndarray:
-        return torch.randn(*shape, len(self.log_std)).numpy()
+        return (torch.randn(*shape, len(self.log_std)) * self.log_std.exp().cpu()).detach().numpy()
 
 
 def compute_gae(rewards, values, terminated, truncated, gamma: float, gae_lambda: float) -> np.ndarray:
@@ -380,9 +379,9 @@ def train(args: Args) -> dict:
         optimizer.param_groups[0]["lr"] = args.learning_rate * (left if args.anneal_lr else 1)  # detail 4
         clip_coef = torch.full((), args.clip_coef * (left if args.anneal_clip else 1), device=device)  # detail a
         torch.default_generator.manual_seed(hash((args.seed, global_step, RANK)))  # the same in a resumed run
-        vars(agent).pop("policy", None)
         with suppress(Exception):  # act in NumPy as long as it computes what `network` does, where it was and beyond
-            agent.layers = [[x.detach().numpy() for x in layer.parameters()] for layer in agent.actor]  # same memory
+            agent.layers = [[x.detach().numpy() for x in layer.parameters()] for layer in agent.actor]
+            agent.stats = [x.numpy() for x in (agent.obs_stats.mean, (agent.obs_stats.var + 1e-8).sqrt())]
             probe = np.concatenate([obs[T % 8 :: 8], 999 * obs[T % 8 :: 8] - 9]).reshape(-1, obs.shape[2])
             if np.allclose(agent.numpy_policy(probe), agent.policy(probe), rtol=1e-3, atol=1e-4):
                 agent.policy = agent.numpy_policy
@@ -427,6 +426,7 @@ def train(args: Args) -> dict:
             if args.target_kl is not None and all_mean(approx_kl) > args.target_kl:  # detail c
                 break
         agent.obs_stats.update(obs[:T][valid])
+        vars(agent).pop("policy", None)  # the NumPy one is out of date
         global_step += batch_size
 
         # Log means over minibatches and valid samples; of several processes, the means of theirs

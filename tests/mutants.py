@@ -263,8 +263,8 @@ compared on zeros | ppo | a changed network acts as it learns | agent train
 - probe = np.concatenate([obs[T % 8 :: 8], 999 * obs[T % 8 :: 8] - 9])
 + probe = 0 * np.concatenate([obs[T % 8 :: 8], 999 * obs[T % 8 :: 8] - 9])
 compared once | ppo | a changed network acts as it learns | agent
-- vars(agent).pop("policy", None)
-+ if global_step == 0:
+-         vars(agent).pop("policy", None)
++         if agent.policy != agent.numpy_policy:
 +             vars(agent).pop("policy", None)
 compared on one step | ppo | a changed network acts as it learns | agent
 - probe = np.concatenate([obs[T % 8 :: 8], 999 * obs[T % 8 :: 8] - 9])
@@ -273,7 +273,10 @@ compared near by | ppo | a changed network acts as it learns | agent
 - probe = np.concatenate([obs[T % 8 :: 8], 999 * obs[T % 8 :: 8] - 9])
 + probe = obs[T % 8 :: 8]
 the NumPy policy does not normalise | vectors | detail 28: in acting, too | agent
-- x = ((x - self.obs_stats.mean.numpy()) / np.sqrt(self.obs_stats.var.numpy() + 1e-8)).clip(-10, 10)
+- ((x - self.stats[0]) / self.stats[1]).clip(-10, 10) if self.norm_obs else x
++ x
+old statistics act after training | vectors | the newest policy acts, also in films | agent
+- vars(agent).pop("policy", None)
 + pass
 the acting policy is old | vectors | the newest policy acts, also in films | agent
 - agent.layers = [[x.detach().numpy() for x
@@ -527,11 +530,14 @@ the return's statistics come late | vectors | rewards in units of all returns up
 
 # Continuous actions
 uniform noise | continuous | detail 23: Gaussian | continuous::TestPolicy
-- torch.randn(*shape, len(self.log_std)).numpy()
-+ torch.empty(*shape, len(self.log_std)).uniform_(-1.732, 1.732).numpy()
+- torch.randn(*shape, len(self.log_std)) *
++ torch.empty(*shape, len(self.log_std)).uniform_(-1.732, 1.732) *
 the mean acts | continuous | taking the best action instead of sampling | continuous::TestPolicy
-- (0 if greedy else noise *
-+ (0 if True else noise *
+- (0 if greedy else noise)
++ (0 if True else noise)
+acts with a deviation of 1 | continuous | detail 24: the learned deviation explores | continuous::TestPolicy
+- * self.log_std.exp().cpu()).detach()
++ ).detach()
 standard deviation for its logarithm | continuous | detail 24: standard deviation instead of its logarithm
 | continuous::TestPolicy
 - (batch["actions"] - outputs) / self.log_std.exp()

@@ -39,9 +39,9 @@ VARIANTS = {
         "Agent.__init__": ("the Nature CNN", 14),
         "Agent.network": ("the Nature CNN", 7),
         "Agent.policy": ("frames are sent as bytes", 2),
-        "Agent.numpy_policy": ("the CNN acts by itself", 7),
+        "Agent.numpy_policy": ("the CNN acts by itself", 6),
         "process_settings": ("all cores", 1),
-        "train": ("devices, lives, signs of rewards, bytes, no statistics", 19),
+        "train": ("devices, lives, signs of rewards, bytes, no statistics", 20),
     },
     "ppo_procgen.py": {
         "Args": ("levels, networks, the paper's defaults", 26),
@@ -65,10 +65,10 @@ VARIANTS = {
         "Agent.network": ("the memory", 25),
         "Agent.forward": ("the memory", 2),
         "Agent.policy": ("the memory", 5),
-        "Agent.numpy_policy": ("it acts in PyTorch", 7),
+        "Agent.numpy_policy": ("it acts in PyTorch", 6),
         "evaluate": ("the memory", 2),
         "process_settings": ("nothing to compile", 2),
-        "train": ("the memory, whole environments in a minibatch; acts in PyTorch, nothing to compile", 22),
+        "train": ("the memory, whole environments in a minibatch; acts in PyTorch, nothing to compile", 23),
     },
 }
 
