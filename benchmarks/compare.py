@@ -132,7 +132,9 @@ def interpreter(folder: Path, side: str) -> str:
 
 def measure(folder: Path, command: str, seed: int, cores: set[int]) -> dict:
     """Runs a command on some cores: its curve, seconds, seconds of processors, and memory."""
-    sys.path.insert(0, str(ROOT))
+    sys.path[:0] = [str(ROOT), str(HERE)]
+    from speed import machine
+
     from examples.plot import read_run
 
     script, *arguments = shlex.split(command)
@@ -177,7 +179,7 @@ def measure(folder: Path, command: str, seed: int, cores: set[int]) -> dict:
     found |= {"steady_sps": round((run.steps[-1] - run.steps[third]) / (times[-1] - times[third]), 1)}
     found |= {"cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1), "memory_mib": round(memory)}
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout
-    return found | {"cores": len(cores), "commit": commit.strip(), "curve": rows}
+    return found | {"cores": len(cores), "machine": machine(), "commit": commit.strip(), "curve": rows}
 
 
 def run_dir_start(run_dir: Path) -> float:
@@ -187,10 +189,7 @@ def run_dir_start(run_dir: Path) -> float:
 
 
 def run_all(folder: Path, rows: list[str], seeds: list[int] | None) -> None:
-    sys.path.insert(0, str(HERE))
-    from speed import machine
-
-    record = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"machine": machine(), "rows": {}}
+    record = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": {}}
     for side in VENVS:
         interpreter(folder, side)
     jobs, all_cores = [], os.sched_getaffinity(0)
@@ -321,7 +320,10 @@ def report() -> None:
     failed, shared = [run for run in runs if "failed" in run], 0
     for run in runs:
         shared += "failed" not in run and run["cores"] == 1 and run["cpu_seconds"] < 0.9 * run["seconds"]
-    print(f"\n{len(runs)} runs. {shared} had less than nine tenths of a core: their seconds say little.")
+    machines = {run["machine"]["cpu"] for run in runs if "failed" not in run}
+    print(
+        f"\n{len(runs)} runs on {'; '.join(sorted(machines))}. {shared} had less than nine tenths of a core: their seconds say little."
+    )
     for run in failed:
         print(f"Failed: {run['command']}: {run['failed']}")
     draw(record)
