@@ -320,10 +320,8 @@ def report() -> None:
     failed, shared = [run for run in runs if "failed" in run], 0
     for run in runs:
         shared += "failed" not in run and run["cores"] == 1 and run["cpu_seconds"] < 0.9 * run["seconds"]
-    machines = {run["machine"]["cpu"] for run in runs if "failed" not in run}
-    print(
-        f"\n{len(runs)} runs on {'; '.join(sorted(machines))}. {shared} had less than nine tenths of a core: their seconds say little."
-    )
+    machines = "; ".join(sorted({run["machine"]["cpu"] for run in runs if "failed" not in run}))
+    print(f"\n{len(runs)} runs, on {machines}. {shared} had less than nine tenths of a core: their seconds say little.")
     for run in failed:
         print(f"Failed: {run['command']}: {run['failed']}")
     draw(record)
