@@ -383,7 +383,7 @@ def train(args: Args) -> dict:
         optimizer.param_groups[0]["lr"] = args.learning_rate * (left if args.anneal_lr else 1)  # detail 4
         clip_coef = torch.full((), args.clip_coef * (left if args.anneal_clip else 1), device=device)  # detail a
         torch.default_generator.manual_seed(hash((args.seed, global_step, RANK)))  # the same in a resumed run
-        with suppress(Exception):  # act in NumPy as long as it computes what `network` does, where it was and beyond
+        with suppress(Exception):  # act in NumPy for a rollout if it computes what `network` does, here and beyond
             agent.layers = [[x.detach().numpy() for x in layer.parameters()] for layer in agent.actor]
             agent.stats = [x.numpy() for x in (agent.obs_stats.mean, (agent.obs_stats.var + 1e-8).sqrt())]
             probe = np.concatenate([obs[T % 8 :: 8], 999 * obs[T % 8 :: 8] - 9]).reshape(-1, obs.shape[2])

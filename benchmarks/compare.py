@@ -9,15 +9,17 @@ each run, a run on each core: ours and Stable-Baselines3 take turns, seed by see
 one run at a time. Each finished run is added to `results/compare.json`; what is there is not run again, unless its
 command has changed. A run that was stopped begins anew. One that failed is noted, told in the table, and tried again.
 
-*Same settings* are ours for both, not the defaults of Stable-Baselines3; `sb3.py` says what stays different. *Recipe*
-is another set of ours, beside which Stable-Baselines3 has the same where it can. A return is the mean of the training
-curve (one value an iteration, with sampled actions) in the last twentieth of a run's steps. Seconds count from the
-start of the interpreter; memory is the largest resident size of the process itself. `report` takes interquartile means
-over seeds, with 95% intervals by stratified bootstrap, and the probability of improvement over Stable-Baselines3 with
-the same settings (Agarwal et al., 2021, arXiv:2108.13264), all by their package rliable; where no seed of one side is
-above any of the other, that interval has no width. Rows that stop at a return have no such probability. *Seconds to
-SB3's return* is when the mean return over a twentieth of SB3's steps first covered 95% of the way from where SB3 began
-to where it ended with *same settings*; medians over seeds, where one that never came there counts as never.
+*Same settings* are ours for both, not the defaults of Stable-Baselines3, on MuJoCo ours with `--compile`; `sb3.py` says
+what stays different. *Recipe* is another set of ours, beside which Stable-Baselines3 has the same where it can. A
+return is the mean of the training curve (one value an iteration, with sampled actions) in the last twentieth of a run's
+steps. Seconds count from the start of the interpreter; memory is the largest resident size of the process itself,
+without those of a compiler. `report` takes interquartile means over seeds, with 95% intervals by stratified bootstrap,
+and the probability of improvement over Stable-Baselines3 with the same settings (Agarwal et al., 2021,
+arXiv:2108.13264), all by their package rliable; where no seed of one side is above any of the other, that interval has
+no width. Rows that stop at a return have no such probability. Speeds are medians over seeds, with their range.
+
+*SB3's return* is 95% of the way from where SB3 began to where it ended, with the same settings. It is reached when the
+mean over a twentieth of SB3's steps first is that high; medians over seeds, where one that never was counts as never.
 """
 
 import argparse
@@ -132,9 +134,7 @@ def interpreter(folder: Path, side: str) -> str:
 
 def measure(folder: Path, command: str, seed: int, cores: set[int]) -> dict:
     """Runs a command on some cores: its curve, seconds, seconds of processors, and memory."""
-    sys.path[:0] = [str(ROOT), str(HERE)]
-    from speed import machine
-
+    sys.path.insert(0, str(ROOT))
     from examples.plot import read_run
 
     script, *arguments = shlex.split(command)
@@ -178,8 +178,7 @@ def measure(folder: Path, command: str, seed: int, cores: set[int]) -> dict:
     }
     found |= {"steady_sps": round((run.steps[-1] - run.steps[third]) / (times[-1] - times[third]), 1)}
     found |= {"cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1), "memory_mib": round(memory)}
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout
-    return found | {"cores": len(cores), "machine": machine(), "commit": commit.strip(), "curve": rows}
+    return found | {"cores": len(cores), "curve": rows}
 
 
 def run_dir_start(run_dir: Path) -> float:
@@ -188,7 +187,19 @@ def run_dir_start(run_dir: Path) -> float:
     return EventAccumulator(str(run_dir)).Reload().FirstEventTimestamp()
 
 
+def code() -> str:
+    """The commit of the scripts, and whether they were changed since."""
+    call = {"cwd": ROOT, "capture_output": True, "text": True}
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], **call).stdout.strip()
+    changes = subprocess.run(["git", "status", "--porcelain", "--", "*.py"], **call).stdout
+    return f"{commit}, changed" if changes else commit
+
+
 def run_all(folder: Path, rows: list[str], seeds: list[int] | None) -> None:
+    sys.path.insert(0, str(HERE))
+    from speed import machine
+
+    about = {"machine": machine()["cpu"], "commit": code()}
     record = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": {}}
     for side in VENVS:
         interpreter(folder, side)
@@ -206,7 +217,7 @@ def run_all(folder: Path, rows: list[str], seeds: list[int] | None) -> None:
         row, contender, command, seed = job
         cores = all_cores if row in PIXELS else free.get()
         try:
-            found = measure(folder, command, seed, cores)
+            found = measure(folder, command, seed, cores) | about
         except Exception as error:  # the others go on
             found = {"command": command, "failed": f"{type(error).__name__}: {error}"}
             failed.append(found)
@@ -247,13 +258,13 @@ def runs_of(record: dict, row: str) -> dict:
     return found
 
 
-def seconds_to(run, target: float, window: float) -> float:
-    """When the mean return over a window of steps first reached the target; infinite if it never did."""
+def reached(run, target: float, window: float) -> tuple[float, float]:
+    """The step and second at which the mean return over a window of steps first was the target; infinite if never."""
     for step, second in zip(run.steps, run.seconds, strict=True):
         inside = (run.steps > step - window) & (run.steps <= step)
         if step >= window and run.returns[inside].mean() >= target:
-            return float(second)
-    return math.inf
+            return float(step), float(second)
+    return math.inf, math.inf
 
 
 def estimates(*scores, function) -> tuple[float, float, float]:
@@ -274,39 +285,40 @@ def report() -> None:
 
     record = json.loads(RESULTS.read_text())
     columns = ["task", "", "seeds", "return", "95% interval", "better than SB3", "steps per second", "MiB"]
-    columns += ["seconds to SB3's return", "times SB3's"]
     print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
-    pairs = {}
+    pairs, clocks = {}, []
     for row in ROWS:
         contenders = runs_of(record, row)
-        peers = contenders.get(PEER)
-        if peers:
-            window = peers[0].steps[-1] / 20
-            start = statistics.mean(run.returns[0] for run in peers)
-            end = statistics.mean(run.settings["return"] for run in peers)
-            target = start + 0.95 * (end - start)
-            reference = statistics.median(seconds_to(run, target, window) for run in peers)
         for contender, runs in contenders.items():
             scores = np.array([[run.settings["return"]] for run in runs])
             point, low, high = estimates(scores, function=metrics.aggregate_iqm)
             spread = f"{low:,.1f} to {high:,.1f}" if len(runs) > 1 else ""
-            speed, memory = (statistics.median(run.settings[x] for run in runs) for x in ("steady_sps", "memory_mib"))
-            better = clock = times = ""
-            if peers:
-                seconds = [seconds_to(run, target, window) for run in runs]
-                median, there = statistics.median(seconds), sum(map(math.isfinite, seconds))
-                clock = f"{median:,.0f}" if math.isfinite(median) else "never"
-                clock += f" ({there} of {len(runs)})" if there < len(runs) else ""
-                times = f"{median / reference:.2f}" if math.isfinite(median) and math.isfinite(reference) else ""
-            beside = contenders.get(BESIDE.get(contender))
+            speeds, sizes = ([run.settings[x] for run in runs] for x in ("steady_sps", "memory_mib"))
+            beside, better = contenders.get(BESIDE.get(contender)), ""
             if beside and "--stop-return" not in ROWS[row][contender]:
                 theirs = np.array([[run.settings["return"]] for run in beside])
                 chance = estimates(scores, theirs, function=metrics.probability_of_improvement)
                 better = "{:.2f} ({:.2f} to {:.2f})".format(*chance)
                 pairs.setdefault(contender, []).append((scores, theirs))
             cells = [row, contender, str(len(runs)), f"{point:,.1f}", spread, better]
-            cells += [f"{speed:,.0f}", f"{memory:,.0f}", clock, times]
-            print(f"| {' | '.join(cells)} |")
+            cells += [f"{statistics.median(speeds):,.0f} ({min(speeds):,.0f} to {max(speeds):,.0f})"]
+            print(f"| {' | '.join(cells)} | {statistics.median(sizes):,.0f} |")
+        peers = contenders.get(PEER, [])
+        if peers:
+            window = peers[0].steps[-1] / 20
+            start = metrics.aggregate_iqm(np.array([[run.returns[0]] for run in peers]))
+            end = metrics.aggregate_iqm(np.array([[run.settings["return"]] for run in peers]))
+            target, reference = start + 0.95 * (end - start), None
+            for contender, runs in contenders.items():  # SB3 with the same settings is the first
+                steps, seconds = np.median([reached(run, target, window) for run in runs], axis=0)
+                there = sum(math.isfinite(reached(run, target, window)[0]) for run in runs)
+                reference = reference or seconds
+                times = f"{seconds / reference:.2f}" if math.isfinite(seconds) and math.isfinite(reference) else ""
+                cells = [row, f"{target:,.1f}", contender, f"{there} of {len(runs)}"]
+                cells += [f"{x:,.0f}" if math.isfinite(x) else "never" for x in (steps, seconds)]
+                clocks.append(f"| {' | '.join(cells)} | {times} |")
+    columns = ["task", "SB3's return", "", "seeds that reach it", "steps until then", "seconds", "times SB3's"]
+    print(f"\n| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", *clocks, sep="\n")
     for contender, scores in pairs.items():
 
         def mean_probability(*scores) -> float:
@@ -316,12 +328,15 @@ def report() -> None:
         chance = estimates(*itertools.chain(*scores), function=mean_probability)
         print(f"\n{contender}, mean over {len(scores)} tasks: better than SB3 with the same settings with probability")
         print("{:.2f} ({:.2f} to {:.2f})".format(*chance))
-    runs = [run for row in record["rows"].values() for seeds in row.values() for run in seeds.values()]
-    failed, shared = [run for run in runs if "failed" in run], 0
-    for run in runs:
-        shared += "failed" not in run and run["cores"] == 1 and run["cpu_seconds"] < 0.9 * run["seconds"]
-    machines = "; ".join(sorted({run["machine"]["cpu"] for run in runs if "failed" not in run}))
-    print(f"\n{len(runs)} runs, on {machines}. {shared} had less than nine tenths of a core: their seconds say little.")
+    print()
+    for row, names in record["rows"].items():
+        runs = [run for seeds in names.values() for run in seeds.values() if "failed" not in run]
+        places = "; ".join(sorted({f"{run['commit']} on {run['machine']}" for run in runs}))
+        few = sum(run["cores"] == 1 and run["cpu_seconds"] < 0.9 * run["seconds"] for run in runs)
+        print(
+            f"{row}: {len(runs)} runs, {places}; {few} had less than nine tenths of a core, whose seconds don't count"
+        )
+    failed = [run for row in record["rows"].values() for x in row.values() for run in x.values() if "failed" in run]
     for run in failed:
         print(f"Failed: {run['command']}: {run['failed']}")
     draw(record)

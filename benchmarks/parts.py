@@ -3,22 +3,25 @@
     python benchmarks/parts.py                  # CartPole and Hopper, three rounds: 5 minutes
     python benchmarks/parts.py --rounds 1
 
-Each run is the script's own `train`, with one thread, in a process of its own, with a clock around the environments'
-`step`, around acting, the gradient, and Adam; *the rest* is everything else: advantages, the pass over the rollout,
-minibatches, bookkeeping, logs. Microseconds for each step of one environment, from the first third of a run on; medians
-over rounds, in turns. *Alone* are the same environments with random actions. Results: `benchmarks/results/parts.json`.
+Each run is the script's own `train`, in a process of its own, on one core, with a clock around the environments'
+`step`, around acting, the gradient, and Adam; *the rest* is everything else: the rollout's noise, bookkeeping, the pass
+over the rollout, advantages, minibatches, diagnostics, logs. Microseconds for each step of one environment, from the
+first third of a run on; medians over rounds, in turns. *Alone* are new environments that get the actions of the run's
+last rollout again and again, for two seconds: not where the policy would be, so that more episodes end, but as busy.
+Results: `benchmarks/results/parts.json`.
 """
 
 import argparse
 import importlib
 import json
 import multiprocessing
+import os
 import shlex
 import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
 from concurrent.futures import ProcessPoolExecutor
 
 from speed import HERE, RECIPE, machine
@@ -36,8 +39,7 @@ PARTS = ("environments", "acting", "gradient", "Adam", "the rest", "whole", "env
 
 def parts(command: str, steps: int) -> dict[str, float]:
     """Microseconds per step of each part, of the whole, and of the environments alone."""
-    import os
-
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     import torch
     import tyro
 
@@ -46,7 +48,7 @@ def parts(command: str, steps: int) -> dict[str, float]:
     script = importlib.import_module(name.removesuffix(".py"))
     os.chdir(tempfile.mkdtemp())
     args = tyro.cli(script.Args, args=[*arguments, "--total-timesteps", str(steps), "--save-interval", "1e9"])
-    total, marks = Counter(), []
+    total, marks, last_actions = Counter(), [], deque(maxlen=args.num_steps)
 
     def timed(part, function):
         def call(*args, **kwargs):
@@ -58,11 +60,14 @@ def parts(command: str, steps: int) -> dict[str, float]:
         return call
 
     class Adam(torch.optim.Adam):
-        step = timed("Adam", torch.optim.Adam.step)
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            self.step = timed("Adam", self.step)  # with what PyTorch wraps around it
 
     def make_envs(*arguments, make=script.make_envs):
         envs = make(*arguments)
-        envs.step = timed("environments", envs.step)
+        step = timed("environments", envs.step)
+        envs.step = lambda actions: last_actions.append(actions.copy()) or step(actions)
         return envs
 
     def compute_gae(*arguments, compute=script.compute_gae):  # once an iteration
@@ -81,12 +86,11 @@ def parts(command: str, steps: int) -> dict[str, float]:
     done = (len(marks) - 1 - len(marks) // 3) * args.num_envs * args.num_steps
     found = {part: 1e6 * (last[part] - first[part]) / done for part in last}
     found["the rest"] = 2 * found["whole"] - sum(found.values())
-    envs = script.make_envs(args, args.num_envs)
+    actions, envs = [*last_actions], script.make_envs(args, args.num_envs)
     envs.reset(seed=1)
-    actions = [envs.action_space.sample() for _ in range(100)]
     total["environments"] = count = 0
-    while total["environments"] < 1:
-        envs.step(actions[count % 100])
+    while total["environments"] < 2:
+        envs.step(actions[count % len(actions)])
         count += 1
     return found | {"environments alone": 1e6 * total["environments"] / count / args.num_envs}
 
@@ -99,9 +103,9 @@ def main() -> None:
         for command, steps in RUNS.items():
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                 found[command].append(pool.submit(parts, command, steps).result())
+            record = {"machine": machine(), "rounds": found}
+            (HERE / "results" / "parts.json").write_text(json.dumps(record, indent=2) + "\n")
             print(command, {part: round(x, 1) for part, x in found[command][-1].items()}, flush=True)
-    record = {"machine": machine(), "rounds": found}
-    (HERE / "results" / "parts.json").write_text(json.dumps(record, indent=2) + "\n")
     print(f"\n| | {' | '.join(PARTS)} | whole / alone |\n|{' --- |' * (len(PARTS) + 2)}")
     for command, runs in found.items():
         medians = {part: statistics.median(run[part] for run in runs) for part in PARTS}

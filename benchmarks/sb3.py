@@ -8,9 +8,12 @@
         --norm-obs --norm-reward     # sb3-contrib's RecurrentPPO
 
 The arguments are those of our scripts, and mean the same: SB3's value loss is not halved, so its coefficient is; its
-learning rate falls as ours does, to the end of the last whole iteration. Two things differ: with `--clip-vloss`, its
-value loss is that of the clipped values, ours the larger one; and RecurrentPPO has an LSTM each for policy and value
-(if they share one, it does not learn from values), as wide as ours and on the same layer.
+learning rate falls as ours does, to the end of the last whole iteration. What stays different: with `--clip-vloss`, its
+value loss is that of the clipped values, ours the larger one (SB3's own default is not to clip them). RecurrentPPO has
+an LSTM each for policy and value (if they share one, it does not learn from values), as wide as ours and on the same
+layer. `VecNormalize` brings its statistics up to date at each step, and what is learned from was normalised then; ours
+do both once an iteration. SB3 resets within a step, where ours take a step for it, which counts as one. With
+`--stop-return`, SB3 stops in the middle of a rollout, ours after the update.
 
 Prints one JSON line: steps, and the steps per second from the first third of the run on (steady state). With
 `--log FOLDER`, curves are written there under our names, once an iteration.
@@ -69,66 +72,75 @@ class Encoder(BaseFeaturesExtractor):
         return self.layers(obs)
 
 
-parser = argparse.ArgumentParser()
-parser.add_argument("--env-id", default="CartPole-v1")
-parser.add_argument("--seed", type=int, default=1)
-parser.add_argument("--total-timesteps", type=int, default=500_000)
-parser.add_argument("--stop-return", type=float, default=np.inf)
-parser.add_argument("--num-envs", type=int, default=4)
-parser.add_argument("--num-steps", type=int, default=128)
-parser.add_argument("--num-minibatches", type=int, default=4)
-parser.add_argument("--update-epochs", type=int, default=4)
-parser.add_argument("--learning-rate", type=float, default=2.5e-4)
-parser.add_argument("--gamma", type=float, default=0.99)
-parser.add_argument("--gae-lambda", type=float, default=0.95)
-parser.add_argument("--ent-coef", type=float, default=0.01)
-parser.add_argument("--vf-coef", type=float, default=0.5)
-parser.add_argument("--clip-vloss", action=argparse.BooleanOptionalAction, default=True)
-parser.add_argument("--clip-coef", type=float, default=0.2)
-parser.add_argument("--norm-obs", action="store_true")
-parser.add_argument("--norm-reward", action="store_true")
-parser.add_argument("--atari", action="store_true", help="its wrappers, four frames, and its CNN")
-parser.add_argument("--lstm", action="store_true", help="RecurrentPPO, as ppo_lstm.py: one LSTM of 128 units")
-parser.add_argument("--threads", type=int, help="PyTorch's threads; its own choice if not given")
-parser.add_argument("--log", metavar="FOLDER", help="write curves there")
-args = parser.parse_args()
-if args.threads:
-    torch.set_num_threads(args.threads)
-if args.atari:
-    importlib.import_module("ale_py")  # registers its games
-    envs = VecFrameStack(make_atari_env(args.env_id, n_envs=args.num_envs, seed=args.seed), n_stack=4)
-else:
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for examples.memory
-    envs = make_vec_env(args.env_id, n_envs=args.num_envs, seed=args.seed)
-if args.norm_obs or args.norm_reward:
-    envs = VecNormalize(envs, norm_obs=args.norm_obs, norm_reward=args.norm_reward, gamma=args.gamma)
-policy, algorithm, kwargs = "CnnPolicy" if args.atari else "MlpPolicy", PPO, {}  # their networks are as ours
-if args.lstm:
-    policy, algorithm = "MlpLstmPolicy", importlib.import_module("sb3_contrib").RecurrentPPO
-    kwargs = {"lstm_hidden_size": 128, "net_arch": [], "features_extractor_class": Encoder}
-batch = args.num_envs * args.num_steps
-total = args.total_timesteps // batch * batch
-model = algorithm(
-    policy,
-    envs,
-    n_steps=args.num_steps,
-    batch_size=batch // args.num_minibatches,
-    n_epochs=args.update_epochs,
-    learning_rate=lambda remaining: args.learning_rate * (remaining + batch / total),  # asked after the rollout
-    gamma=args.gamma,
-    gae_lambda=args.gae_lambda,
-    clip_range=args.clip_coef,
-    clip_range_vf=args.clip_coef if args.clip_vloss else None,
-    ent_coef=args.ent_coef,
-    vf_coef=args.vf_coef / 2,
-    max_grad_norm=0.5,
-    seed=args.seed,
-    device="cpu",
-    policy_kwargs=kwargs,
-)
-clock = Clock(args.log, args.stop_return)
-model.learn(total, callback=clock)
-if clock.writer:
-    clock.writer.close()
-(first_step, first_time), (last_step, last_time) = clock.times[len(clock.times) // 3], clock.times[-1]
-print(json.dumps({"steps": last_step, "steady_sps": (last_step - first_step) / (last_time - first_time)}))
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--env-id", default="CartPole-v1")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--total-timesteps", type=int, default=500_000)
+    parser.add_argument("--stop-return", type=float, default=np.inf)
+    parser.add_argument("--num-envs", type=int, default=4)
+    parser.add_argument("--num-steps", type=int, default=128)
+    parser.add_argument("--num-minibatches", type=int, default=4)
+    parser.add_argument("--update-epochs", type=int, default=4)
+    parser.add_argument("--learning-rate", type=float, default=2.5e-4)
+    parser.add_argument("--gamma", type=float, default=0.99)
+    parser.add_argument("--gae-lambda", type=float, default=0.95)
+    parser.add_argument("--ent-coef", type=float, default=0.01)
+    parser.add_argument("--vf-coef", type=float, default=0.5)
+    parser.add_argument("--clip-vloss", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--clip-coef", type=float, default=0.2)
+    parser.add_argument("--norm-obs", action="store_true")
+    parser.add_argument("--norm-reward", action="store_true")
+    parser.add_argument("--atari", action="store_true", help="its wrappers, four frames, and its CNN")
+    parser.add_argument("--lstm", action="store_true", help="RecurrentPPO, as ppo_lstm.py: one LSTM of 128 units")
+    parser.add_argument("--threads", type=int, help="PyTorch's threads; its own choice if not given")
+    parser.add_argument("--log", metavar="FOLDER", help="write curves there")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    args = parse()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.atari:
+        importlib.import_module("ale_py")  # registers its games
+        envs = VecFrameStack(make_atari_env(args.env_id, n_envs=args.num_envs, seed=args.seed), n_stack=4)
+    else:
+        sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for examples.memory
+        envs = make_vec_env(args.env_id, n_envs=args.num_envs, seed=args.seed)
+    if args.norm_obs or args.norm_reward:
+        envs = VecNormalize(envs, norm_obs=args.norm_obs, norm_reward=args.norm_reward, gamma=args.gamma)
+    policy, algorithm, kwargs = "CnnPolicy" if args.atari else "MlpPolicy", PPO, {}  # their networks are as ours
+    if args.lstm:
+        policy, algorithm = "MlpLstmPolicy", importlib.import_module("sb3_contrib").RecurrentPPO
+        kwargs = {"lstm_hidden_size": 128, "net_arch": [], "features_extractor_class": Encoder}
+    batch = args.num_envs * args.num_steps
+    total = args.total_timesteps // batch * batch
+    model = algorithm(
+        policy,
+        envs,
+        n_steps=args.num_steps,
+        batch_size=batch // args.num_minibatches,
+        n_epochs=args.update_epochs,
+        learning_rate=lambda remaining: args.learning_rate * (remaining + batch / total),  # asked after the rollout
+        gamma=args.gamma,
+        gae_lambda=args.gae_lambda,
+        clip_range=args.clip_coef,
+        clip_range_vf=args.clip_coef if args.clip_vloss else None,
+        ent_coef=args.ent_coef,
+        vf_coef=args.vf_coef / 2,
+        max_grad_norm=0.5,
+        seed=args.seed,
+        device="cpu",
+        policy_kwargs=kwargs,
+    )
+    clock = Clock(args.log, args.stop_return)
+    model.learn(total, callback=clock)
+    if clock.writer:
+        clock.writer.close()
+    (first_step, first_time), (last_step, last_time) = clock.times[len(clock.times) // 3], clock.times[-1]
+    print(json.dumps({"steps": last_step, "steady_sps": (last_step - first_step) / (last_time - first_time)}))
+
+
+if __name__ == "__main__":
+    main()
