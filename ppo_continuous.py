@@ -204,8 +204,8 @@ class Agent(nn.Module):
             x = x @ layer[0].T + layer[1] if layer else np.tanh(x)
         return x
 
-    def noise(self, *shape: int) -> np.ndarray:  # in units of actions
-        return (torch.randn(*shape, len(self.log_std)) * self.log_std.exp().cpu()).detach().numpy()
+    def noise(self, *shape: int) -> np.ndarray:
+        return (torch.randn(*shape, len(self.log_std)) * self.log_std.exp().cpu()).detach().numpy()  # scaled
 
 
 def compute_gae(rewards, values, terminated, truncated, gamma: float, gae_lambda: float) -> np.ndarray:
