@@ -112,7 +112,7 @@ for task in (
         )
     ROWS[task]["recipe"] = f"ppo_continuous.py {same} {RECIPE} --vectorization envpool --compile"
 PIXELS = ("Pong", "Breakout", "BeamRider")
-FIGURE = ("CartPole-v1", "LunarLander-v3", "Hopper-v5")
+FIGURE = ("CartPole-v1", "Acrobot-v1", "CartPoleHidden-v0")
 
 
 def number_of_seeds(row: str, contender: str) -> int:
@@ -333,9 +333,7 @@ def report() -> None:
         runs = [run for seeds in names.values() for run in seeds.values() if "failed" not in run]
         places = "; ".join(sorted({f"{run['commit']} on {run['machine']}" for run in runs}))
         few = sum(run["cores"] == 1 and run["cpu_seconds"] < 0.9 * run["seconds"] for run in runs)
-        print(
-            f"{row}: {len(runs)} runs, {places}; {few} had less than nine tenths of a core, whose seconds don't count"
-        )
+        print(f"{row}: {len(runs)} runs, {places}; {few} had less than nine tenths of a core: their seconds say little")
     failed = [run for row in record["rows"].values() for x in row.values() for run in x.values() if "failed" in run]
     for run in failed:
         print(f"Failed: {run['command']}: {run['failed']}")
@@ -353,15 +351,16 @@ def draw(record: dict) -> None:
 
     figure, all_axes = plt.subplots(1, len(FIGURE), figsize=(5 * len(FIGURE), 3.5), layout="constrained")
     for axes, row in zip(all_axes, FIGURE, strict=True):
-        for color, contender in (("C7", PEER), ("C0", "same settings"), ("C1", "recipe")):
+        lines = {PEER: "C7-", "same settings": "C0-", BESIDE["recipe"]: "C7:", "recipe": "C1-"}
+        for contender, line in lines.items():
             runs = runs_of(record, row).get(contender)
             if runs:
                 x, returns = curves(runs, "seconds")
                 drawn = np.isfinite(returns).all(axis=-1)
-                name = contender if contender == PEER else f"ours, {contender}"
-                axes.plot(x[drawn], interquartile_mean(returns[drawn]), color=color, label=f"{name} ({len(runs)})")
+                name = contender if PEER in contender else f"ours, {contender}"
+                axes.plot(x[drawn], interquartile_mean(returns[drawn]), line, label=f"{name} ({len(runs)})")
                 if len(runs) > 1:
-                    axes.fill_between(x[drawn], *interval(returns[drawn]), color=color, alpha=0.2, linewidth=0)
+                    axes.fill_between(x[drawn], *interval(returns[drawn]), color=line[:2], alpha=0.2, linewidth=0)
         axes.set(title=row, xlabel="seconds, from the start of the command", ylabel="return", xlim=(0, None))
         axes.grid(alpha=0.2)
         if axes.lines:
