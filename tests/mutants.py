@@ -278,9 +278,6 @@ the NumPy policy does not normalise | vectors | detail 28: in acting, too | agen
 old statistics act after training | vectors | the newest policy acts, also in films | agent
 - vars(agent).pop("policy", None)
 + pass
-the acting policy is old | vectors | the newest policy acts, also in films | agent
-- agent.layers = [[x.detach().numpy() for x
-+ agent.layers = [[x.detach().numpy().copy() for x
 
 # Collecting
 every rollout begins with a reset | ppo | detail 1: rollouts cross episode borders | train::TestCollecting
