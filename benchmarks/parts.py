@@ -12,6 +12,7 @@ Results: `benchmarks/results/parts.json`.
 """
 
 import argparse
+import contextlib
 import importlib
 import json
 import multiprocessing
@@ -81,7 +82,8 @@ def parts(command: str, steps: int) -> dict[str, float]:
         torch.compile = lambda *args, **kwargs: timed("gradient", compile_(*args, **kwargs))
     else:
         script.compute_gradient = timed("gradient", script.compute_gradient)
-    script.train(args)
+    with contextlib.redirect_stdout(None):  # what it says at its end
+        script.train(args)
     first, last = marks[len(marks) // 3], marks[-1]
     done = (len(marks) - 1 - len(marks) // 3) * args.num_envs * args.num_steps
     found = {part: 1e6 * (last[part] - first[part]) / done for part in last}
