@@ -198,7 +198,7 @@ class Agent(nn.Module):
         return self.network(torch.as_tensor(obs, dtype=torch.float32).to(self.obs_stats.mean.device))[0].cpu().numpy()
 
     def numpy_policy(self, x: np.ndarray) -> np.ndarray:
-        """The same in NumPy, from `layers` and `stats`, in a quarter of the time: 16 instead of 58 µs of a step."""
+        """The same in NumPy, from `layers` and `stats`, without PyTorch's costs for each call."""
         x = ((x - self.stats[0]) / self.stats[1]).clip(-10, 10) if self.norm_obs else x
         for layer in self.layers:
             x = x @ layer[0].T + layer[1] if layer else np.tanh(x)
