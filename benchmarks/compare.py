@@ -10,13 +10,14 @@ one run at a time. Each finished run is added to `results/compare.json`; what is
 command has changed. A run that was stopped begins anew. One that failed is noted, told in the table, and tried again.
 
 *Same settings* are ours for both, not the defaults of Stable-Baselines3, on MuJoCo ours with `--compile`; `sb3.py` says
-what stays different. *Recipe* is another set of ours, beside which Stable-Baselines3 has the same where it can. A
-return is the mean of the training curve (one value an iteration, with sampled actions) in the last twentieth of a run's
-steps. Seconds count from the start of the interpreter; memory is the largest resident size of the process itself,
-without those of a compiler. `report` takes interquartile means over seeds, with 95% intervals by stratified bootstrap,
-and the probability of improvement over Stable-Baselines3 with the same settings (Agarwal et al., 2021,
-arXiv:2108.13264), all by their package rliable; where no seed of one side is above any of the other, that interval has
-no width. Rows that stop at a return have no such probability. Speeds are medians over seeds, with their range.
+what stays different. *Values not clipped* is the same without that, as is the default of Stable-Baselines3. *Recipe* is
+another set of ours, beside which Stable-Baselines3 has the same where it can. A return is the mean of the training
+curve (one value an iteration, with sampled actions) in the last twentieth of a run's steps. Seconds count from the
+start of the interpreter; memory is the largest resident size of the process itself, without those of a compiler.
+`report` takes interquartile means over seeds, with 95% intervals by stratified bootstrap, and the probability of
+improvement over Stable-Baselines3 with the same settings (Agarwal et al., 2021, arXiv:2108.13264), all by their package
+rliable; where no seed of one side is above any of the other, that interval has no width. Rows that stop at a return
+have no such probability. Speeds are medians over seeds, with their range.
 
 *SB3's return* is 95% of the way from where SB3 began to where it ended, with the same settings. It is reached when the
 mean over a twentieth of SB3's steps first is that high; medians over seeds, where one that never was counts as never.
@@ -42,7 +43,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT, RESULTS = HERE.parent, HERE / "results" / "compare.json"
 PEER = "Stable-Baselines3"
-BESIDE = {"same settings": PEER, "recipe": f"{PEER}, recipe"}  # who has the settings of ours
+UNCLIPPED = "values not clipped"
+BESIDE = {"same settings": PEER}  # who has the settings of ours
+BESIDE |= {contender: f"{PEER}, {contender}" for contender in (UNCLIPPED, "recipe")}
 VENVS = {  # what is installed for each side
     "ours": ["-r", str(ROOT / "requirements.txt")],
     "peer": [
@@ -64,6 +67,8 @@ ROWS = {
     "CartPole-v1": {
         PEER: "sb3.py --env-id CartPole-v1 --total-timesteps 500000",
         "same settings": "ppo.py --env-id CartPole-v1 --total-timesteps 500000",
+        BESIDE[UNCLIPPED]: "sb3.py --env-id CartPole-v1 --total-timesteps 500000 --no-clip-vloss",
+        UNCLIPPED: "ppo.py --env-id CartPole-v1 --total-timesteps 500000 --no-clip-vloss",
         f"{PEER}, recipe": f"sb3.py --env-id CartPole-v1 --total-timesteps 200000 {CARTPOLE}",
         "recipe": f"ppo.py --env-id CartPole-v1 --total-timesteps 200000 {CARTPOLE}",
     },
@@ -320,6 +325,8 @@ def report() -> None:
     columns = ["task", "SB3's return", "", "seeds that reach it", "steps until then", "seconds", "times SB3's"]
     print(f"\n| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", *clocks, sep="\n")
     for contender, scores in pairs.items():
+        if len(scores) == 1:  # said above
+            continue
 
         def mean_probability(*scores) -> float:
             tasks = zip(scores[::2], scores[1::2], strict=True)
