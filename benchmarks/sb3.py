@@ -92,7 +92,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--norm-obs", action="store_true")
     parser.add_argument("--norm-reward", action="store_true")
     parser.add_argument("--atari", action="store_true", help="its wrappers, four frames, and its CNN")
-    parser.add_argument("--lstm", action="store_true", help="RecurrentPPO, as ppo_lstm.py: one LSTM of 128 units")
+    parser.add_argument("--lstm", action="store_true", help="RecurrentPPO: LSTMs of 128 units for policy and value")
     parser.add_argument("--threads", type=int, help="PyTorch's threads; its own choice if not given")
     parser.add_argument("--log", metavar="FOLDER", help="write curves there")
     return parser.parse_args(arguments)

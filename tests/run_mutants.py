@@ -150,6 +150,12 @@ def plant_in_fork(planting: Planting, threads: int) -> tuple[int, str, float]:
         return *pytest(repository, [".", *command], threads), time.time() - start
 
 
+def plantings_in_forks() -> list:
+    """The bugs of `IN_FORKS`, each with its script."""
+    everything = [(mutant, script) for mutant in MUTANTS for script in mutant.scripts]
+    return [(mutant, script) for mutant, script in everything if mutant.name in IN_FORKS.get(script, "").split(", ")]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -183,7 +189,7 @@ def main() -> int:
         print(f": {len(chosen)} are planted")
 
     if args.fork and not args.names:
-        chosen = [(m, script) for m, script in everything if m.name in IN_FORKS[script].split(", ")]
+        chosen = plantings_in_forks()
     survived, killers, start = [], set(), time.time()
     with ThreadPoolExecutor(args.jobs) as pool:
         threads = max(1, os.cpu_count() // args.jobs)

@@ -15,11 +15,13 @@ from conftest import ROOT
 from test_checkpoint import logged_steps, wait_for
 
 KILLS = 20
-ITERATIONS = {"ppo.py": 600, "ppo_continuous.py": 400, "ppo_atari.py": 150}
+ITERATIONS = {"ppo.py": 600, "ppo_continuous.py": 400, "ppo_atari.py": 150, "ppo_procgen.py": 150, "ppo_lstm.py": 400}
 SCRIPTS = {
     "ppo.py": ["--env-id", "CartPole-v1", "--num-envs", "4", "--num-steps", "16"],
     "ppo_continuous.py": ["--env-id", "Pendulum-v1", "--num-envs", "4", "--num-steps", "16", "--num-minibatches", "4"],
     "ppo_atari.py": ["--num-envs", "4", "--num-steps", "16", "--no-bf16"],
+    "ppo_procgen.py": ["--num-envs", "4", "--num-steps", "16", "--network", "nature", "--no-bf16"],
+    "ppo_lstm.py": ["--env-id", "CartPole-v1", "--num-envs", "4", "--num-steps", "16", "--num-minibatches", "4"],
 }
 
 
