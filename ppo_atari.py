@@ -181,7 +181,7 @@ class Agent(nn.Module):
         choices = np.ravel(getattr(space, "nvec", np.full(space.shape, 2 if space.shape else space.n)))
         self.exists = np.arange(choices.max()) < choices[:, None]  # (C, K): some components have less than K choices
         self.shape, self.return_stats, self.acting = shape, RunningMeanStd(), self.network
-        self.bf16 = args.bf16 and (torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported())
+        self.bf16 = args.bf16 and (torch.cpu._is_avx512_bf16_supported(), torch.cuda.is_bf16_supported(False))
         convs = nn.Conv2d(min(shape), 32, 8, 4), nn.Conv2d(32, 64, 4, 2), nn.Conv2d(64, 64, 3)  # Mnih et al., 2015
         layers = [layer for conv in convs for layer in (conv, nn.ReLU())]
         resize = nn.Identity() if sorted(shape)[1:] == [84, 84] else nn.AdaptiveAvgPool2d(84)
@@ -194,8 +194,9 @@ class Agent(nn.Module):
     def network(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Observations (M, O) → the policy's outputs, and values (M,). Acting and learning share it: change it here."""
         obs = obs.view(-1, *self.shape).movedim(1 + self.shape.index(min(self.shape)), 1)  # channels first
-        with torch.autocast(obs.device.type, torch.bfloat16, enabled=self.bf16):
-            features = self.trunk(obs.to(torch.bfloat16 if self.bf16 else torch.float32).div_(255)).float()  # detail 22
+        bf16 = self.bf16 and self.bf16[obs.is_cuda]
+        with torch.autocast(obs.device.type, torch.bfloat16, enabled=bf16):
+            features = self.trunk(obs.to(torch.bfloat16 if bf16 else torch.float32).div_(255)).float()  # detail 22
         return self.actor(features), self.critic(features).squeeze(-1)
 
     def forward(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -343,9 +344,8 @@ def train(args: Args) -> dict:
     total_steps = global_step + (args.total_timesteps - global_step) // batch_size * batch_size
     if global_step >= total_steps:
         sys.exit(f"error: --total-timesteps has no room for {batch_size} steps after the {global_step} that are done")
-    device = torch.device(
-        f"cuda:{LOCAL_RANK}" if args.cuda and args.device != "cpu" and torch.cuda.is_available() else "cpu"
-    )
+    cuda = args.cuda and args.device != "cpu" and torch.cuda.is_available()
+    device = torch.device(f"cuda:{LOCAL_RANK}" if cuda else "cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)  # for pinned memory and NCCL, which would else take the first of several
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, matrix products don't repeat exactly

@@ -637,13 +637,19 @@ another kernel | atari | detail 21: the Nature CNN | reference
 bytes as they are | atari | detail 22: divided by 255 | reference
 - .div_(255)).float()
 + ).float()
+bfloat16 by what another device can | atari | in hardware, where the network computes | atari::TestPrecision
+- self.bf16 and self.bf16[obs.is_cuda]
++ self.bf16 and any(self.bf16)
+emulated bfloat16 | atari | in hardware, where the network computes | atari::TestPrecision
+- torch.cuda.is_bf16_supported(False))
++ torch.cuda.is_bf16_supported(True))
 acting in float32 | atari | the policy that acts is the one that learns | atari::TestPrecision
 - agent.acting = torch.compile(
-+ agent.acting = lambda x: (vars(agent).update(bf16=False), agent.network(x), vars(agent).update(bf16=args.bf16))[1]
++ agent.acting = lambda x, v=vars(agent), b=agent.bf16: (v.update(bf16=False), agent.network(x), v.update(bf16=b))[1]
 +     _ = torch.compile(
 learning in float32 | atari | the policy that acts is the one that learns | atari::TestPrecision
-- enabled=self.bf16):
-+ enabled=self.bf16 and not torch.is_grad_enabled()):
+- enabled=bf16):
++ enabled=bf16 and not torch.is_grad_enabled()):
 estimating in float32 | atari | ratios begin at 1 | atari::TestPrecision
 -             batch["logprobs"], _, batch["values"] = agent(batch)
 +             agent.bf16, bf16 = False, agent.bf16

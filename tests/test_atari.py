@@ -1,5 +1,6 @@
 """What Atari and pixels need: games, lives, networks, precision; beside what test_fork.py has of details 14 to 22."""
 
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -281,7 +282,7 @@ class TestPrecision:
         agent = make_agent()
         nn.init.orthogonal_(agent.actor.weight)
         batch, gradients, losses = self.batch(agent), [], []
-        for agent.bf16 in (False, True):
+        for agent.bf16 in (False, [True]):
             gradient, diagnostics = ppo.compute_gradient(agent, [*agent.parameters()], batch, 0.1, Args())
             assert gradient.dtype == torch.float32
             assert all(value.dtype == torch.float32 for value in diagnostics.values())
@@ -293,15 +294,20 @@ class TestPrecision:
 
     def test_outputs_are_float32(self):
         agent = make_agent()
-        agent.bf16 = True
+        agent.bf16 = [True]
         assert all(x.dtype == torch.float32 for x in agent(self.batch(agent)))
         assert agent.policy(np.zeros((2, 4, 84, 84), np.uint8)).dtype == np.float32
 
     def test_switch(self, monkeypatch):
-        """On where the processor can, off elsewhere, and off when told so."""
-        for able, wanted in ((True, True), (True, False), (False, True)):
+        """On where the device in use can, whatever another could; off elsewhere, and off when told so."""
+        for able, other, wanted in itertools.product((True, False), repeat=3):
             monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda able=able: able)
-            assert make_agent(bf16=wanted).bf16 == (able and wanted)
+            monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda emulated, other=other: emulated or other)
+            agent, seen = make_agent(bf16=wanted), []
+            agent.trunk.register_forward_hook(lambda _, inputs, features, seen=seen: seen.append(features.dtype))
+            agent.network(torch.zeros(1, 4, 84, 84, dtype=torch.uint8))
+            assert seen == [torch.bfloat16 if able and wanted else torch.float32]
+            assert not wanted or [*agent.bf16] == [able, other]  # by is_cuda
 
     @pytest.mark.parametrize("bf16", [True, False])
     def test_one_precision_for_all(self, bf16, monkeypatch):

@@ -203,7 +203,7 @@ class TestNetworks:
         """In bfloat16 features, not heads: nearly the same."""
         frames = torch.randint(0, 256, (64, 64, 64, 3), dtype=torch.uint8)
         exact, rough = (make_agent(network=network.__name__, bf16=bf16) for bf16 in (False, True))
-        rough.bf16 = True
+        rough.bf16 = [True]
         (outputs, values), (near, near_values) = exact.network(frames), rough.network(frames)
         assert near.dtype == near_values.dtype == torch.float32
         assert 0 < (near - outputs).abs().max() < 0.05 * outputs.abs().max()

@@ -37,11 +37,11 @@ VARIANTS = {
         "FireReset.reset": ("games that can be filmed", 5),
         "make_envs": ("games by their names, their preprocessing", 13),
         "Agent.__init__": ("the Nature CNN", 14),
-        "Agent.network": ("the Nature CNN", 7),
+        "Agent.network": ("the Nature CNN", 8),
         "Agent.policy": ("frames are sent as bytes", 2),
         "Agent.numpy_policy": ("the CNN acts by itself", 6),
         "process_settings": ("all cores", 1),
-        "train": ("devices, lives, signs of rewards, bytes, no statistics", 20),
+        "train": ("devices, lives, signs of rewards, bytes, no statistics", 19),
     },
     "ppo_procgen.py": {
         "Args": ("levels, networks, the paper's defaults", 26),
