@@ -20,10 +20,12 @@ rliable; where no seed of one side is above any of the other, that interval has 
 have no such probability. Speeds are medians over seeds, with their range.
 
 *SB3's return* is 95% of the way from where SB3 began to where it ended, with the same settings. It is reached when the
-mean over a twentieth of SB3's steps first is that high; medians over seeds, where one that never was counts as never.
+mean over a twentieth of SB3's steps first is that high, whether or not it stays so; medians over seeds, where one that
+never was counts as never, and their ratios, with 95% intervals by bootstrap over seeds.
 """
 
 import argparse
+import fcntl
 import itertools
 import json
 import math
@@ -34,7 +36,6 @@ import shlex
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -200,6 +201,19 @@ def code() -> str:
     return f"{commit}, changed" if changes else commit
 
 
+def add(row: str, contender: str, seed: int, found: dict) -> None:
+    """Adds a run to the results, to which another process may be adding too."""
+    lock = os.open(RESULTS.parent, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        record = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": {}}
+        record["rows"].setdefault(row, {}).setdefault(contender, {})[str(seed)] = found
+        RESULTS.with_suffix(".tmp").write_text(json.dumps(record))
+        os.replace(RESULTS.with_suffix(".tmp"), RESULTS)
+    finally:
+        os.close(lock)
+
+
 def run_all(folder: Path, rows: list[str], seeds: list[int] | None) -> None:
     sys.path.insert(0, str(HERE))
     from speed import machine
@@ -214,7 +228,7 @@ def run_all(folder: Path, rows: list[str], seeds: list[int] | None) -> None:
             done = record["rows"].get(row, {}).get(contender, {}).get(str(seed), {"failed": True})
             if (seeds or seed <= number_of_seeds(row, contender)) and ("failed" in done or done["command"] != command):
                 jobs.append((row, contender, command, seed))
-    free, lock, failed = queue.SimpleQueue(), threading.Lock(), []
+    free, failed = queue.SimpleQueue(), []
     for core in all_cores:
         free.put({core})
 
@@ -229,10 +243,7 @@ def run_all(folder: Path, rows: list[str], seeds: list[int] | None) -> None:
         finally:
             if row not in PIXELS:
                 free.put(cores)
-        with lock:
-            record["rows"].setdefault(row, {}).setdefault(contender, {})[str(seed)] = found
-            RESULTS.with_suffix(".tmp").write_text(json.dumps(record))
-            os.replace(RESULTS.with_suffix(".tmp"), RESULTS)
+        add(row, contender, seed, found)
         said = found.get("failed") or f"{found['return']} in {found['seconds']} s"
         print(f"{row}, {contender}, seed {seed}: {said}", flush=True)
 
@@ -284,6 +295,17 @@ def estimates(*scores, function) -> tuple[float, float, float]:
     return points.item(), *intervals.ravel().tolist()
 
 
+def ratio(ours, theirs) -> tuple[float, float, float]:
+    """Of the medians of two sets of seeds, and its 95% interval, by bootstrap of both."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    drawn = [np.median(rng.choice(x, (10_000, len(x))), axis=1) for x in (ours, theirs)]
+    with np.errstate(invalid="ignore"):  # of two that never were
+        ratios = drawn[0] / drawn[1]
+        return np.median(ours) / np.median(theirs), *np.nanquantile(ratios, (0.025, 0.975), method="nearest")
+
+
 def report() -> None:
     import numpy as np
     from rliable import metrics
@@ -310,19 +332,19 @@ def report() -> None:
             print(f"| {' | '.join(cells)} | {statistics.median(sizes):,.0f} |")
         peers = contenders.get(PEER, [])
         if peers:
-            window = peers[0].steps[-1] / 20
+            window = max(run.steps[-1] for run in peers) / 20
             start = metrics.aggregate_iqm(np.array([[run.returns[0]] for run in peers]))
             end = metrics.aggregate_iqm(np.array([[run.settings["return"]] for run in peers]))
-            target, reference = start + 0.95 * (end - start), None
-            for contender, runs in contenders.items():  # SB3 with the same settings is the first
-                steps, seconds = np.median([reached(run, target, window) for run in runs], axis=0)
-                there = sum(math.isfinite(reached(run, target, window)[0]) for run in runs)
-                reference = reference or seconds
-                times = f"{seconds / reference:.2f}" if math.isfinite(seconds) and math.isfinite(reference) else ""
-                cells = [row, f"{target:,.1f}", contender, f"{there} of {len(runs)}"]
-                cells += [f"{x:,.0f}" if math.isfinite(x) else "never" for x in (steps, seconds)]
-                clocks.append(f"| {' | '.join(cells)} | {times} |")
-    columns = ["task", "SB3's return", "", "seeds that reach it", "steps until then", "seconds", "times SB3's"]
+            target = start + 0.95 * (end - start)
+            when = {name: np.array([reached(run, target, window) for run in runs]) for name, runs in contenders.items()}
+            for contender, found in when.items():
+                cells = [row, f"{target:,.1f}", contender, f"{np.isfinite(found[:, 0]).sum()} of {len(found)}"]
+                for ours, theirs in zip(found.T, when[PEER].T, strict=True):  # steps, seconds
+                    cells.append(f"{np.median(ours):,.0f}" if np.isfinite(np.median(ours)) else "never")
+                    cells.append("" if contender == PEER else "{:.2f} ({:.2f} to {:.2f})".format(*ratio(ours, theirs)))
+                clocks.append(f"| {' | '.join(cells)} |")
+    columns = ["task", "SB3's return", "", "seeds that reach it", "steps until then", "times SB3's", "seconds"]
+    columns.append("times SB3's")
     print(f"\n| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", *clocks, sep="\n")
     for contender, scores in pairs.items():
         if len(scores) == 1:  # said above

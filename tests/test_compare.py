@@ -94,6 +94,33 @@ def test_which_runs_count():
     assert found[contender][0].steps.tolist() == [100, 200] and found[contender][0].seconds.tolist() == [1, 2]
 
 
+def test_ratios_of_medians():
+    ours, theirs = np.array([1.0, 2, 3, 4, 5]), np.full(5, 2.0)
+    point, low, high = compare.ratio(ours, theirs)
+    assert point == 1.5 and low == 0.5 and high in (2.0, 2.5)  # the median of five is seldom the least or greatest
+    assert compare.ratio(theirs, theirs) == (1, 1, 1)
+    point, low, high = compare.ratio(np.array([1, math.inf, math.inf]), np.full(3, 2.0))
+    assert point == high == math.inf and low == 0.5  # of three, two that never were are drawn most times
+
+
+def test_two_processes_add_to_the_results(tmp_path, monkeypatch):
+    """What another has added since the beginning stays."""
+
+    def measure(folder, command, seed, cores):
+        compare.add("Acrobot-v1", "recipe", seed, {"of": "another"})
+        return {"command": command, "return": 1.0, "seconds": 1.0}
+
+    monkeypatch.setattr(compare, "RESULTS", tmp_path / "compare.json")
+    monkeypatch.setattr(compare, "interpreter", lambda folder, side: sys.executable)
+    monkeypatch.setattr(compare, "measure", measure)
+    compare.run_all(tmp_path, ["MountainCar-v0"], [3])
+    rows = compare.json.loads((tmp_path / "compare.json").read_text())["rows"]
+    assert rows["Acrobot-v1"] == {"recipe": {"3": {"of": "another"}}}
+    assert rows["MountainCar-v0"]["recipe"]["3"]["return"] == 1.0
+    compare.run_all(tmp_path, ["MountainCar-v0"], [3])  # is there, and not run again
+    assert compare.json.loads((tmp_path / "compare.json").read_text())["rows"] == rows
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="bound to a core, and measured, as Linux does it")
 def test_a_command_is_measured(tmp_path, monkeypatch):
     """A whole command in a folder of its own: its curve is what the script logged, by the clock of the command."""
