@@ -340,8 +340,9 @@ def report() -> None:
             for contender, found in when.items():
                 cells = [row, f"{target:,.1f}", contender, f"{np.isfinite(found[:, 0]).sum()} of {len(found)}"]
                 for ours, theirs in zip(found.T, when[PEER].T, strict=True):  # steps, seconds
+                    both = contender != PEER and np.isfinite([np.median(ours), np.median(theirs)]).all()
                     cells.append(f"{np.median(ours):,.0f}" if np.isfinite(np.median(ours)) else "never")
-                    cells.append("" if contender == PEER else "{:.2f} ({:.2f} to {:.2f})".format(*ratio(ours, theirs)))
+                    cells.append("{:.2f} ({:.2f} to {:.2f})".format(*ratio(ours, theirs)) if both else "")
                 clocks.append(f"| {' | '.join(cells)} |")
     columns = ["task", "SB3's return", "", "seeds that reach it", "steps until then", "times SB3's", "seconds"]
     columns.append("times SB3's")
