@@ -17,7 +17,8 @@ start of the interpreter; memory is the largest resident size of the process its
 `report` takes interquartile means over seeds, with 95% intervals by stratified bootstrap, and the probability of
 improvement over Stable-Baselines3 with the same settings (Agarwal et al., 2021, arXiv:2108.13264), all by their package
 rliable; where no seed of one side is above any of the other, that interval has no width. Rows that stop at a return
-have no such probability. Speeds are medians over seeds, with their range.
+have no such probability; its mean is over tasks with five seeds or more. Speeds are medians over seeds, with their
+range.
 
 *SB3's return* is 95% of the way from where SB3 began to where it ended, with the same settings. It is reached when the
 mean over a twentieth of SB3's steps first is that high, whether or not it stays so; medians over seeds, where one that
@@ -326,7 +327,8 @@ def report() -> None:
                 theirs = np.array([[run.settings["return"]] for run in beside])
                 chance = estimates(scores, theirs, function=metrics.probability_of_improvement)
                 better = "{:.2f} ({:.2f} to {:.2f})".format(*chance)
-                pairs.setdefault(contender, []).append((scores, theirs))
+                if min(len(scores), len(theirs)) >= 5:
+                    pairs.setdefault(contender, []).append((scores, theirs))
             cells = [row, contender, str(len(runs)), f"{point:,.1f}", spread, better]
             cells += [f"{statistics.median(speeds):,.0f} ({min(speeds):,.0f} to {max(speeds):,.0f})"]
             print(f"| {' | '.join(cells)} | {statistics.median(sizes):,.0f} |")
