@@ -112,9 +112,7 @@ def check_args(args: Args) -> None:
 class FireReset(gym.Wrapper):
     def reset(self, **kwargs) -> tuple:  # a game begins with FIRE (detail 17), before the no-ops, as in ale-py
         obs, info = super().reset(**kwargs)
-        if "FIRE" in self.unwrapped.get_action_meanings():
-            obs, _, _, _, info = self.step(1)
-        return obs, info
+        return self.step(1)[::4] if "FIRE" in self.unwrapped.get_action_meanings() else (obs, info)
 
 
 def make_envs(args: Args, num_envs: int, video_folder: Path | None = None) -> gym.vector.VectorEnv:
@@ -196,8 +194,8 @@ class Agent(nn.Module):
         obs = obs.view(-1, *self.shape).movedim(1 + self.shape.index(min(self.shape)), 1)  # channels first
         bf16 = self.bf16 and self.bf16[obs.is_cuda]
         with torch.autocast(obs.device.type, torch.bfloat16, enabled=bf16):
-            features = self.trunk(obs.to(torch.bfloat16 if bf16 else torch.float32).div_(255)).float()  # detail 22
-        return self.actor(features), self.critic(features).squeeze(-1)
+            obs = self.trunk(obs.to(torch.bfloat16 if bf16 else torch.float32).div_(255)).float()  # detail 22
+        return self.actor(obs), self.critic(obs).squeeze(-1)
 
     def forward(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Log-probability of actions and entropy, summed over components (details 25, 37), and values: each (M,)."""
@@ -326,6 +324,10 @@ def process_settings():
         at_end.callback(torch.set_num_threads, torch.get_num_threads())
         at_end.callback(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled())
         at_end.callback(stop_signals.clear)
+        if sys.platform == "linux":  # keep freed memory: to get it again, page by page, takes up to half of the time
+            mallopt = __import__("ctypes").CDLL(None).mallopt
+            for option, value, usual in ((-1, -1, 2**17), (-4, 0, 2**16)):  # M_TRIM_THRESHOLD, M_MMAP_MAX
+                at_end.callback(mallopt, option, usual * mallopt(option, value))
         for number in (signal.SIGINT, signal.SIGTERM):
             with suppress(ValueError):  # outside of the main thread, where signals don't arrive
                 at_end.callback(signal.signal, number, signal.signal(number, lambda x, _: stop_signals.append(x)))

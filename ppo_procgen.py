@@ -214,8 +214,8 @@ class Agent(nn.Module):
         bf16 = self.bf16 and self.bf16[obs.is_cuda]
         with torch.autocast(obs.device.type, torch.bfloat16, enabled=bf16):
             pixels = obs.to(torch.bfloat16 if bf16 else torch.float32).div_(255)  # detail 22
-            features = torch.cat([self.trunk(x) for x in pixels.split(2048)]).float()  # a rollout at once takes 5 GB
-        return self.actor(features), self.critic(features).squeeze(-1)
+            obs = torch.cat([self.trunk(x) for x in pixels.split(2048)]).float()  # a rollout at once takes 5 GB
+        return self.actor(obs), self.critic(obs).squeeze(-1)
 
     def forward(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Log-probability of actions and entropy, summed over components (details 25, 37), and values: each (M,)."""
@@ -344,7 +344,7 @@ def process_settings():
         at_end.callback(torch.set_num_threads, torch.get_num_threads())
         at_end.callback(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled())
         at_end.callback(stop_signals.clear)
-        if sys.platform == "linux":  # keep freed memory: to get it again, page by page, takes half of an update's time
+        if sys.platform == "linux":  # keep freed memory: to get it again, page by page, takes up to half of the time
             mallopt = __import__("ctypes").CDLL(None).mallopt
             for option, value, usual in ((-1, -1, 2**17), (-4, 0, 2**16)):  # M_TRIM_THRESHOLD, M_MMAP_MAX
                 at_end.callback(mallopt, option, usual * mallopt(option, value))

@@ -13,6 +13,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
+import ppo_atari
 import ppo_procgen as ppo
 from conftest import ROOT
 from ppo_procgen import Args, evaluate, load, make_envs
@@ -359,7 +360,8 @@ class TestMistakes:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
-def test_memory_is_kept(monkeypatch):
+@pytest.mark.parametrize("script", [ppo, ppo_atari])
+def test_memory_is_kept(script, monkeypatch):
     """And given back as usual after it."""
     calls = []
 
@@ -368,6 +370,6 @@ def test_memory_is_kept(monkeypatch):
         return 1
 
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
-    with ppo.process_settings():
+    with script.process_settings():
         assert dict(calls) == {-1: -1, -4: 0}  # M_TRIM_THRESHOLD: never; M_MMAP_MAX: none
     assert dict(calls) == {-1: 128 * 1024, -4: 65536}  # glibc's defaults

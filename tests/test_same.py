@@ -13,7 +13,7 @@ from conftest import ROOT
 
 SCRIPTS = {"ppo.py": 500, "ppo_continuous.py": 500, "ppo_atari.py": 540, "ppo_procgen.py": 540, "ppo_lstm.py": 540}
 PARENTS = {"ppo_procgen.py": "ppo_atari.py"}  # which script a variant was cut from; else ppo.py
-LIMIT = {"ppo_procgen.py": 116, "ppo_lstm.py": 110}  # changed lines against that, as diff counts them; else 90
+LIMIT = {"ppo_procgen.py": 110, "ppo_lstm.py": 110}  # changed lines against that, as diff counts them; else 90
 GAMES = "import ale_py  # noqa: F401 (registers its games)"
 ROOMS = "Args check_args make_envs RunningMeanStd Agent compute_gae ppo_loss load_checkpoint evaluate train"
 AT_THE_END = {"ppo_procgen.py": 7}  # changed lines there: evaluation on two sets of levels
@@ -34,20 +34,20 @@ VARIANTS = {
         "Args": ("defaults, the games' randomness, precision; frames need no statistics", 11),
         "check_args": ("the games' randomness", 2),
         "FireReset": ("games that can be filmed", 1),
-        "FireReset.reset": ("games that can be filmed", 5),
+        "FireReset.reset": ("games that can be filmed", 3),
         "make_envs": ("games by their names, their preprocessing", 13),
         "Agent.__init__": ("the Nature CNN", 14),
-        "Agent.network": ("the Nature CNN", 8),
+        "Agent.network": ("the Nature CNN", 6),
         "Agent.policy": ("frames are sent as bytes", 2),
         "Agent.numpy_policy": ("the CNN acts by itself", 6),
-        "process_settings": ("all cores", 1),
+        "process_settings": ("all cores, memory for large layers", 5),
         "train": ("devices, lives, signs of rewards, bytes, no statistics", 19),
     },
     "ppo_procgen.py": {
         "Args": ("levels, networks, the paper's defaults", 26),
         "check_args": ("levels", 5),
         "FireReset": ("Atari's", 1),
-        "FireReset.reset": ("Atari's", 5),
+        "FireReset.reset": ("Atari's", 3),
         "make_procgen": ("names of games, Qt, levels, films", 14),
         "make_envs": ("Atari's out", 17),
         "Stage": ("the IMPALA network", 1),
@@ -55,7 +55,6 @@ VARIANTS = {
         "Stage.forward": ("the IMPALA network", 4),
         "Agent.__init__": ("the choice of a network", 11),
         "Agent.network": ("memory for deep networks", 3),
-        "process_settings": ("memory for deep networks", 4),
         "train": ("no lives, no signs of rewards, EnvPool's seed", 7),
     },
     "ppo_lstm.py": {
