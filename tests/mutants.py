@@ -1302,10 +1302,10 @@ deviations for intervals | procgen | each mean with its interval | procgen::test
 intervals of a gap added up | procgen | errors of both means, as they add | procgen::test_evaluation
 - np.hypot(error, error_all)
 + (error + error_all)
-memory goes back each time | atari, procgen | freed memory is kept | procgen::test_memory_is_kept
+memory goes back each time | pixels | freed memory is kept | procgen::test_memory_is_kept
 - ((-1, -1, 2**17), (-4, 0, 2**16))
 + ((-1, -1, 2**17),)
-memory is kept for ever | atari, procgen | at the end, the process is as it was | procgen::test_memory_is_kept
+memory is kept for ever | pixels | at the end, the process is as it was | procgen::test_memory_is_kept
 - at_end.callback(mallopt, option, usual * mallopt(option, value))
 + mallopt(option, value)
 levels below zero | procgen | a user's mistake is one line | procgen::TestMistakes
@@ -1334,7 +1334,7 @@ DISCRETE, CONTINUOUS, ATARI, PROCGEN, LSTM = (
 )
 SCRIPTS = {"ppo": (DISCRETE,), "continuous": (CONTINUOUS,), "atari": (ATARI,), "procgen": (PROCGEN,), "lstm": (LSTM,)}
 SCRIPTS |= {"three": (DISCRETE, CONTINUOUS, ATARI), "all": (DISCRETE, CONTINUOUS, ATARI, LSTM)}
-SCRIPTS |= {"vectors": (DISCRETE, CONTINUOUS), "choices": (DISCRETE, ATARI)}
+SCRIPTS |= {"vectors": (DISCRETE, CONTINUOUS), "choices": (DISCRETE, ATARI), "pixels": (ATARI, PROCGEN)}
 
 
 def parse(text: str) -> list[Mutant]:
