@@ -324,7 +324,7 @@ def process_settings():
         at_end.callback(torch.set_num_threads, torch.get_num_threads())
         at_end.callback(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled())
         at_end.callback(stop_signals.clear)
-        if sys.platform == "linux":  # keep freed memory: to get it again, page by page, takes up to half of the time
+        if sys.platform == "linux":  # keep freed memory: large layers would get it again, page by page, each time
             mallopt = __import__("ctypes").CDLL(None).mallopt
             for option, value, usual in ((-1, -1, 2**17), (-4, 0, 2**16)):  # M_TRIM_THRESHOLD, M_MMAP_MAX
                 at_end.callback(mallopt, option, usual * mallopt(option, value))
