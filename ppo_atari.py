@@ -97,16 +97,16 @@ def check_args(args: Args) -> None:
     for name, value in asdict(args).items():
         low = 1 if type(getattr(Args, name)) is int and name != "seed" else -1e15 if name == "stop_return" else 0
         high = 1 if name in ("learning_rate", "gamma", "gae_lambda", "repeat_action_probability") else 10**15
-        if type(value) in (int, float) and not low <= value <= high:
-            sys.exit(f"error: --{name.replace('_', '-')} must be from {low} to {high}, not {value}")
+        if isinstance(value, np.generic) or (type(value) in (int, float) and not low <= value <= high):
+            sys.exit(f"error: --{name.replace('_', '-')} must be a plain number from {low} to {high}, not {value!r}")
     size, rest = divmod(args.num_envs * args.num_steps, args.num_minibatches * WORLD_SIZE)
     if args.num_envs % WORLD_SIZE or rest or not 1 + args.norm_adv <= size <= 10**8:  # one sample has advantage 0
-        sys.exit("error: num_minibatches and processes must divide num_envs * num_steps into minibatches of 2 to 10**8")
+        sys.exit("error: processes must divide num_envs; num_minibatches, each one's samples, into parts of 2 to 10**8")
     if args.env_id.count(":") > 1 or args.env_id.startswith(":"):
         sys.exit(f"error: --env-id {args.env_id}: must be EnvId or module:EnvId")
-    blind = args.cuda and args.device == "cuda" and not torch.cuda.is_available()
+    blind = args.cuda and args.device == "cuda" and torch.cuda.device_count() <= LOCAL_RANK
     if blind or (args.compile and not shutil.which(os.environ.get("CXX", "c++"))):
-        sys.exit("error: --device cuda needs a GPU and --compile a C++ compiler, which can't be found here")
+        sys.exit("error: --device cuda needs a GPU for each process, --compile a C++ compiler, not found here")
 
 
 class FireReset(gym.Wrapper):
@@ -117,7 +117,6 @@ class FireReset(gym.Wrapper):
 
 def make_envs(args: Args, num_envs: int, video_folder: Path | None = None) -> gym.vector.VectorEnv:
     """N environments as one: observations (N, O), actions (N, C). With a folder, each episode becomes a film there."""
-    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame films without a display
     mode = "sync" if video_folder else None if args.vectorization == "auto" else args.vectorization
     record = [lambda env: gym.wrappers.RecordVideo(env, str(video_folder), lambda episode: True)] * bool(video_folder)
     film = {"render_mode": "rgb_array", "wrappers": record} if video_folder else {}
@@ -182,19 +181,20 @@ class Agent(nn.Module):
         self.bf16 = args.bf16 and (torch.cpu._is_avx512_bf16_supported(), torch.cuda.is_bf16_supported(False))
         convs = nn.Conv2d(min(shape), 32, 8, 4), nn.Conv2d(32, 64, 4, 2), nn.Conv2d(64, 64, 3)  # Mnih et al., 2015
         layers = [layer for conv in convs for layer in (conv, nn.ReLU())]
-        resize = nn.Identity() if sorted(shape)[1:] == [84, 84] else nn.AdaptiveAvgPool2d(84)
+        side, inputs, width = 84, 64 * 7 * 7, 512
+        resize = nn.Identity() if sorted(shape)[1:] == [side, side] else nn.AdaptiveAvgPool2d(side)
         for conv in [x for layer in layers for x in layer.modules() if isinstance(x, nn.Conv2d)]:
             nn.init.orthogonal_(conv.weight, 2**0.5)
             nn.init.zeros_(conv.bias)
-        self.trunk = nn.Sequential(resize, *layers, nn.Flatten(), linear(64 * 7 * 7, 512), nn.ReLU())
-        self.actor, self.critic = linear(512, self.exists.size, 0.01), linear(512, 1, 1.0)  # on one trunk (detail 21)
+        self.trunk = nn.Sequential(resize, *layers, nn.Flatten(), linear(inputs, width), nn.ReLU())
+        self.actor, self.critic = linear(width, self.exists.size, 0.01), linear(width, 1, 1.0)  # one trunk (detail 21)
 
     def network(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Observations (M, O) → the policy's outputs, and values (M,). Acting and learning share it: change it here."""
         obs = obs.view(-1, *self.shape).movedim(1 + self.shape.index(min(self.shape)), 1)  # channels first
-        bf16 = self.bf16 and self.bf16[obs.is_cuda]
-        with torch.autocast(obs.device.type, torch.bfloat16, enabled=bf16):
-            obs = self.trunk(obs.to(torch.bfloat16 if bf16 else torch.float32).div_(255)).float()  # detail 22
+        dtype = torch.bfloat16 if self.bf16 and self.bf16[obs.is_cuda] else torch.float32  # detail 22
+        with torch.autocast(obs.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            obs = self.trunk(obs.to(dtype).div_(255)).float()
         return self.actor(obs), self.critic(obs).squeeze(-1)
 
     def forward(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -219,7 +219,7 @@ class Agent(nn.Module):
         return torch.empty(*shape, *self.exists.shape).exponential_().log().neg().numpy()
 
     def masks(self, info: dict, ended: np.ndarray) -> np.ndarray:
-        """Choices (N, C, K) that `action_mask` in `info` allows (detail d), by ones in a row or a tuple of arrays."""
+        """Choices (N, C, K) that `action_mask` in `info` allows (detail d): ones in an array or in a tuple of them."""
         masks = np.repeat(self.exists[None], len(ended), axis=0)
         for n in np.flatnonzero(info.get("_action_mask", "action_mask" in info) & ~ended):  # who sent one, and plays
             masks[n, self.exists] = np.concatenate(info["action_mask"][n], axis=None)
@@ -346,14 +346,13 @@ def train(args: Args) -> dict:
     total_steps = global_step + (args.total_timesteps - global_step) // batch_size * batch_size
     if global_step >= total_steps:
         sys.exit(f"error: --total-timesteps has no room for {batch_size} steps after the {global_step} that are done")
-    cuda = args.cuda and args.device != "cpu" and torch.cuda.is_available()
-    device = torch.device(f"cuda:{LOCAL_RANK}" if cuda else "cpu")
-    if device.type == "cuda":
+    device = f"cuda:{LOCAL_RANK}" if args.cuda and args.device != "cpu" and torch.cuda.is_available() else "cpu"
+    if device != "cpu":
         torch.cuda.set_device(device)  # for pinned memory and NCCL, which would else take the first of several
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, matrix products don't repeat exactly
         torch.use_deterministic_algorithms(args.torch_deterministic)
     if WORLD_SIZE > 1 and not dist.is_initialized():
-        dist.init_process_group()  # gloo between CPUs, nccl between GPUs
+        dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl")  # by default, one device's
     torch.manual_seed(args.seed)  # the same in all processes, so that they begin with the same parameters
     env_seed = hash((args.seed, global_step, RANK)) % 2**31  # others in processes and in resumed runs
     envs = make_envs(args, N)
@@ -361,16 +360,16 @@ def train(args: Args) -> dict:
     agent = Agent(envs, args).to(device)
     params = [param for param in agent.parameters() if param.requires_grad]
     flat = nn.utils.parameters_to_vector(params).detach()  # one tensor, of which the parameters become views: clipping
-    nn.utils.vector_to_parameters(flat, params)  # and Adam then touch one instead of twelve, a tenth off an update
+    nn.utils.vector_to_parameters(flat, params)  # and Adam then touch one, not each of them
     optimizer = torch.optim.Adam([flat], eps=1e-5, fused=True)  # detail 3
     stateful = {"agent": agent, "optimizer": optimizer}  # saved and resumed by their state_dict: add yours here
     if args.resume is not None:
         load_checkpoint(args.resume, **stateful)
-    options = {"cpp_wrapper": True, "cpp.vec_isa_ok": True} if device.type == "cpu" else {"triton.cudagraphs": True}
+    options = {"cpp_wrapper": True, "cpp.vec_isa_ok": True} if device == "cpu" else {"triton.cudagraphs": True}
     agent.acting = torch.compile(agent.network, fullgraph=True, options=options) if args.compile else agent.network
     gradient = torch.compile(compute_gradient, fullgraph=True, options=options) if args.compile else compute_gradient
     # The rollout is collected in NumPy, whose arrays environments fill row by row, and goes to the device as a whole
-    obs = torch.zeros((T + 1, N, *agent.shape), dtype=torch.uint8, pin_memory=device.type == "cuda").numpy()
+    obs = torch.zeros((T + 1, N, *agent.shape), dtype=torch.uint8, pin_memory=device != "cpu").numpy()
     masks, actions = np.tile(agent.exists, (T + 1, N, 1, 1)), np.zeros((T, N, len(agent.exists)), np.int64)
     rewards, discounted_returns = np.zeros((2, T, N), np.float32)
     terminated, truncated, valid = np.zeros((3, T, N), bool)
@@ -414,7 +413,7 @@ def train(args: Args) -> dict:
             obs[t + 1], reward, terminated[t], truncated[t], info = envs.step(actions[t])
             rewards[t], valid[t] = reward, ~ended  # if the last one was an end, this only resets: it counts nowhere
             ended = terminated[t] | truncated[t]
-            remaining = np.where(info.get("_lives", "lives" in info), info.get("lives", lives), lives)
+            remaining = np.where(info.get("_lives", True), info.get("lives", lives), lives)
             terminated[t] |= remaining < lives  # an end, but only for learning (detail 16)
             lives = remaining
             masks[t + 1] = agent.masks(info, ended) if "action_mask" in info else agent.exists
@@ -506,13 +505,14 @@ def train(args: Args) -> dict:
 
 if __name__ == "__main__":
     sys.path.append(os.getcwd())  # for `module:EnvId`, when this script lies elsewhere
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame films without a display
     args = typed = tyro.cli(Args)
     if args.resume is not None or args.evaluate is not None:  # what is not given is as it was
         args = tyro.cli(Args, default=load_checkpoint(args.evaluate if args.resume is None else args.resume)["args"])
     if args.evaluate is None:
         sys.exit(train(args)["exit_code"])
     with process_settings():
-        folder = Path("videos", Path(args.evaluate).name) if typed.capture_video else None
+        folder = Path("videos", Path(args.evaluate.removesuffix("checkpoint.pt")).name) if typed.capture_video else None
         results = evaluate(load(args.evaluate, args)[0], args, args.eval_episodes, folder)
     returns = [episode_return for episode_return, _ in results] or sys.exit("error: no episode was played to its end")
     print(f"{len(returns)} episodes: return {np.mean(returns):.2f} ± {np.std(returns):.2f}")

@@ -95,25 +95,24 @@ def check_args(args: Args) -> None:
     for name, value in asdict(args).items():
         low = 1 if type(getattr(Args, name)) is int and name != "seed" else -1e15 if name == "stop_return" else 0
         high = 1 if name in ("learning_rate", "gamma", "gae_lambda") else 10**15
-        if type(value) in (int, float) and not low <= value <= high:
-            sys.exit(f"error: --{name.replace('_', '-')} must be from {low} to {high}, not {value}")
+        if isinstance(value, np.generic) or (type(value) in (int, float) and not low <= value <= high):
+            sys.exit(f"error: --{name.replace('_', '-')} must be a plain number from {low} to {high}, not {value!r}")
     size, rest = divmod(args.num_envs * args.num_steps, args.num_minibatches * WORLD_SIZE)
     if args.num_envs % WORLD_SIZE or rest or not 1 + args.norm_adv <= size <= 10**8:  # one sample has advantage 0
-        sys.exit("error: num_minibatches and processes must divide num_envs * num_steps into minibatches of 2 to 10**8")
+        sys.exit("error: processes must divide num_envs; num_minibatches, each one's samples, into parts of 2 to 10**8")
     if args.env_id.count(":") > 1 or args.env_id.startswith(":"):
         sys.exit(f"error: --env-id {args.env_id}: must be EnvId or module:EnvId")
-    blind = args.cuda and args.device == "cuda" and not torch.cuda.is_available()
+    blind = args.cuda and args.device == "cuda" and torch.cuda.device_count() <= LOCAL_RANK
     if blind or (args.compile and not shutil.which(os.environ.get("CXX", "c++"))):
-        sys.exit("error: --device cuda needs a GPU and --compile a C++ compiler, which can't be found here")
+        sys.exit("error: --device cuda needs a GPU for each process, --compile a C++ compiler, not found here")
 
 
 def make_envs(args: Args, num_envs: int, video_folder: Path | None = None) -> gym.vector.VectorEnv:
     """N environments as one: observations (N, O), actions (N, C). With a folder, each episode becomes a film there."""
-    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame films without a display
-    os.environ.setdefault("MUJOCO_GL", "egl" if sys.platform == "linux" else "glfw")  # and so does MuJoCo
     mode = "sync" if video_folder else None if args.vectorization == "auto" else args.vectorization
     record = [lambda env: gym.wrappers.RecordVideo(env, str(video_folder), lambda episode: True)] * bool(video_folder)
     film = {"render_mode": "rgb_array", "wrappers": record} if video_folder else {}
+    os.environ |= {"MUJOCO_GL": "egl"} | os.environ if film and sys.platform == "linux" else {}  # without a display
     try:
         if mode == "envpool":
             gym.logger.min_level = gym.logger.ERROR  # not to hear of float32 bounds
@@ -324,13 +323,13 @@ def train(args: Args) -> dict:
     total_steps = global_step + (args.total_timesteps - global_step) // batch_size * batch_size
     if global_step >= total_steps:
         sys.exit(f"error: --total-timesteps has no room for {batch_size} steps after the {global_step} that are done")
-    device = torch.device(f"cuda:{LOCAL_RANK}" if args.cuda and args.device == "cuda" else "cpu")
-    if device.type == "cuda":
+    device = f"cuda:{LOCAL_RANK}" if args.cuda and args.device == "cuda" else "cpu"
+    if device != "cpu":
         torch.cuda.set_device(device)  # for pinned memory and NCCL, which would else take the first of several
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, matrix products don't repeat exactly
         torch.use_deterministic_algorithms(args.torch_deterministic)
     if WORLD_SIZE > 1 and not dist.is_initialized():
-        dist.init_process_group()  # gloo between CPUs, nccl between GPUs
+        dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl")  # by default, one device's
     torch.manual_seed(args.seed)  # the same in all processes, so that they begin with the same parameters
     env_seed = hash((args.seed, global_step, RANK)) % 2**31  # others in processes and in resumed runs
     envs = make_envs(replace(args, seed=env_seed), N)
@@ -338,15 +337,15 @@ def train(args: Args) -> dict:
     agent = Agent(envs, args).to(device)
     params = [param for param in agent.parameters() if param.requires_grad]
     flat = nn.utils.parameters_to_vector(params).detach()  # one tensor, of which the parameters become views: clipping
-    nn.utils.vector_to_parameters(flat, params)  # and Adam then touch one instead of twelve, a tenth off an update
+    nn.utils.vector_to_parameters(flat, params)  # and Adam then touch one, not each of them
     optimizer = torch.optim.Adam([flat], eps=1e-5, fused=True)  # detail 3
     stateful = {"agent": agent, "optimizer": optimizer}  # saved and resumed by their state_dict: add yours here
     if args.resume is not None:
         load_checkpoint(args.resume, **stateful)
-    options = {"cpp_wrapper": True, "cpp.vec_isa_ok": True} if device.type == "cpu" else {"triton.cudagraphs": True}
+    options = {"cpp_wrapper": True, "cpp.vec_isa_ok": True} if device == "cpu" else {"triton.cudagraphs": True}
     gradient = torch.compile(compute_gradient, fullgraph=True, options=options) if args.compile else compute_gradient
     # The rollout is collected in NumPy, whose arrays environments fill row by row, and goes to the device as a whole
-    obs = torch.zeros((T + 1, N, *envs.single_observation_space.shape), pin_memory=device.type == "cuda").numpy()
+    obs = torch.zeros((T + 1, N, *envs.single_observation_space.shape), pin_memory=device != "cpu").numpy()
     actions = np.zeros((T, N, len(agent.log_std)), np.float32)
     rewards, discounted_returns = np.zeros((2, T, N), np.float32)
     terminated, truncated, valid = np.zeros((3, T, N), bool)
@@ -379,7 +378,7 @@ def train(args: Args) -> dict:
         optimizer.param_groups[0]["lr"] = args.learning_rate * (left if args.anneal_lr else 1)  # detail 4
         clip_coef = torch.full((), args.clip_coef * (left if args.anneal_clip else 1), device=device)  # detail a
         torch.default_generator.manual_seed(hash((args.seed, global_step, RANK)))  # the same in a resumed run
-        with suppress(Exception):  # act in NumPy for a rollout if it computes what `network` does, here and beyond
+        with suppress(Exception):  # act in NumPy for a rollout if it computes what `network` does, also far from here
             agent.layers = [[x.detach().numpy() for x in layer.parameters()] for layer in agent.actor]
             agent.stats = [x.numpy() for x in (agent.obs_stats.mean, (agent.obs_stats.var + 1e-8).sqrt())]
             probe = np.concatenate([obs[T % 8 :: 8], 999 * obs[T % 8 :: 8] - 9]).reshape(-1, obs.shape[2])
@@ -482,13 +481,14 @@ def train(args: Args) -> dict:
 
 if __name__ == "__main__":
     sys.path.append(os.getcwd())  # for `module:EnvId`, when this script lies elsewhere
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame films without a display
     args = typed = tyro.cli(Args)
     if args.resume is not None or args.evaluate is not None:  # what is not given is as it was
         args = tyro.cli(Args, default=load_checkpoint(args.evaluate if args.resume is None else args.resume)["args"])
     if args.evaluate is None:
         sys.exit(train(args)["exit_code"])
     with process_settings():
-        folder = Path("videos", Path(args.evaluate).name) if typed.capture_video else None
+        folder = Path("videos", Path(args.evaluate.removesuffix("checkpoint.pt")).name) if typed.capture_video else None
         results = evaluate(load(args.evaluate, args)[0], args, args.eval_episodes, folder)
     returns = [episode_return for episode_return, _ in results] or sys.exit("error: no episode was played to its end")
     print(f"{len(returns)} episodes: return {np.mean(returns):.2f} ± {np.std(returns):.2f}")

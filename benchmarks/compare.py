@@ -7,7 +7,7 @@
 `run` makes virtual environments of both sides in FOLDER, from pinned versions, and trains, one core and one thread for
 each run, a run on each core: ours and Stable-Baselines3 take turns, seed by seed. Rows with pixels have all cores,
 one run at a time. Each finished run is added to `results/compare.json`; what is there is not run again, unless its
-command has changed. A run that was stopped begins anew. One that failed is noted, told in the table, and tried again.
+command has changed. A run that was stopped begins anew. One that failed is noted, counted, and tried again.
 
 *Same settings* are ours for both, not the defaults of Stable-Baselines3, on MuJoCo ours with `--compile`; `sb3.py` says
 what stays different. *Values not clipped* is the same without that, as is the default of Stable-Baselines3. *Recipe* is
@@ -17,12 +17,13 @@ start of the interpreter; memory is the largest resident size of the process its
 `report` takes interquartile means over seeds, with 95% intervals by stratified bootstrap, and the probability of
 improvement over Stable-Baselines3 with the same settings (Agarwal et al., 2021, arXiv:2108.13264), all by their package
 rliable; where no seed of one side is above any of the other, that interval has no width. Rows that stop at a return
-have no such probability; its mean is over tasks with five seeds or more. Speeds are medians over seeds, with their
-range.
+have no such probability. Fewer than five seeds have no interval and no part in anything that needs one. Speeds are
+medians over seeds, with their range.
 
 *SB3's return* is 95% of the way from where SB3 began to where it ended, with the same settings. It is reached when the
 mean over a twentieth of SB3's steps first is that high, whether or not it stays so; medians over seeds, where one that
-never was counts as never, and their ratios, with 95% intervals by bootstrap over seeds.
+never was, or failed, counts as never, and their ratios, with 95% intervals by bootstrap over seeds, of which each draw
+has its own *SB3's return*.
 """
 
 import argparse
@@ -34,6 +35,7 @@ import os
 import queue
 import re
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -119,6 +121,7 @@ for task in (
         )
     ROWS[task]["recipe"] = f"ppo_continuous.py {same} {RECIPE} --vectorization envpool --compile"
 PIXELS = ("Pong", "Breakout", "BeamRider")
+FEW = 5  # fewer seeds have no interval
 FIGURE = ("CartPole-v1", "Acrobot-v1", "CartPoleHidden-v0")
 
 
@@ -139,6 +142,17 @@ def interpreter(folder: Path, side: str) -> str:
     return str(path / "bin" / "python")
 
 
+running: set[int] = set()  # processes that train
+
+
+def stop(number: int, _) -> None:
+    """What was asked to stop takes its runs with it, and notes none of them as failed."""
+    for pid in running:
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+    os._exit(128 + number)
+
+
 def measure(folder: Path, command: str, seed: int, cores: set[int]) -> dict:
     """Runs a command on some cores: its curve, seconds, seconds of processors, and memory."""
     sys.path.insert(0, str(ROOT))
@@ -157,7 +171,8 @@ def measure(folder: Path, command: str, seed: int, cores: set[int]) -> dict:
     with open(place / "log", "w") as log:
         began = time.time()
         options = {"cwd": place, "env": environment, "stdout": log, "stderr": log}
-        process = subprocess.Popen(call, **options)
+        process = subprocess.Popen(call, **options, start_new_session=True)  # Ctrl-C is for this program
+        running.add(process.pid)
         os.sched_setaffinity(process.pid, cores)  # threads that it starts later inherit this
         ended, memory = 0, 0
         while not ended:
@@ -167,6 +182,7 @@ def measure(folder: Path, command: str, seed: int, cores: set[int]) -> dict:
             time.sleep(0.1)
             ended, status, usage = os.wait4(process.pid, os.WNOHANG)
         seconds = time.time() - began
+        running.discard(process.pid)
     if status:
         raise RuntimeError(f"{command} failed: see {place / 'log'}")
     (run_dir,) = (place / "runs").iterdir()
@@ -219,25 +235,34 @@ def run_all(folder: Path, rows: list[str], seeds: list[int] | None) -> None:
     sys.path.insert(0, str(HERE))
     from speed import machine
 
-    about = {"machine": machine()["cpu"], "commit": code()}
-    record = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": {}}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     for side in VENVS:
         interpreter(folder, side)
+
+    def done(row: str, contender: str, command: str, seed: int) -> bool:
+        record = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": {}}
+        found = record["rows"].get(row, {}).get(contender, {}).get(str(seed), {"failed": True})
+        return "failed" not in found and found["command"] == command
+
     jobs, all_cores = [], os.sched_getaffinity(0)
     for seed, row in itertools.product(seeds or range(1, 11), rows):
         for contender, command in ROWS[row].items():
-            done = record["rows"].get(row, {}).get(contender, {}).get(str(seed), {"failed": True})
-            if (seeds or seed <= number_of_seeds(row, contender)) and ("failed" in done or done["command"] != command):
-                jobs.append((row, contender, command, seed))
+            job = row, contender, command, seed
+            if (seeds or seed <= number_of_seeds(row, contender)) and not done(*job):
+                jobs.append(job)
     free, failed = queue.SimpleQueue(), []
     for core in all_cores:
         free.put({core})
 
     def work(job: tuple[str, str, str, int]) -> None:
         row, contender, command, seed = job
-        cores = all_cores if row in PIXELS else free.get()
+        cores, commit = all_cores if row in PIXELS else free.get(), code()
         try:
-            found = measure(folder, command, seed, cores) | about
+            if done(*job):  # by another process, in the meantime
+                return
+            found = measure(folder, command, seed, cores) | {"machine": machine()["cpu"]}
+            found["commit"] = commit if code() == commit else f"{commit}, changed"  # while it ran
         except Exception as error:  # the others go on
             found = {"command": command, "failed": f"{type(error).__name__}: {error}"}
             failed.append(found)
@@ -259,7 +284,7 @@ def run_all(folder: Path, rows: list[str], seeds: list[int] | None) -> None:
 
 
 def runs_of(record: dict, row: str) -> dict:
-    """The runs of each contender as `examples/plot.py` has them."""
+    """The runs of each contender as `examples/plot.py` has them; None for one that failed."""
     import numpy as np
 
     sys.path.insert(0, str(ROOT))
@@ -268,20 +293,42 @@ def runs_of(record: dict, row: str) -> dict:
     found = {}
     for contender, command in ROWS[row].items():
         for seed, run in sorted(record["rows"].get(row, {}).get(contender, {}).items(), key=lambda pair: int(pair[0])):
-            if run["command"] != command or "failed" in run:  # of an earlier version of this table; or told there
-                continue
-            steps, returns, seconds = np.array(run["curve"], float).T
-            found.setdefault(contender, []).append(Run(row, seed, run, steps, seconds, returns))
+            if run["command"] == command:  # else of an earlier version of this table
+                columns = None if "failed" in run else np.array(run["curve"], float).T
+                run = None if columns is None else Run(row, seed, run, columns[0], columns[2], columns[1])
+                found.setdefault(contender, []).append(run)
     return found
 
 
-def reached(run, target: float, window: float) -> tuple[float, float]:
-    """The step and second at which the mean return over a window of steps first was the target; infinite if never."""
-    for step, second in zip(run.steps, run.seconds, strict=True):
-        inside = (run.steps > step - window) & (run.steps <= step)
-        if step >= window and run.returns[inside].mean() >= target:
-            return float(step), float(second)
-    return math.inf, math.inf
+def finished(runs: list) -> list:
+    return [run for run in runs if run is not None]
+
+
+def smooth(run, window: float):
+    """Rows of steps, seconds, and mean returns over a window of steps before, from the first whole window on."""
+    import numpy as np
+
+    if run is None:
+        return np.empty((3, 0))
+    parts = [run.returns[(run.steps > step - window) & (run.steps <= step)] for step in run.steps]
+    return np.array([run.steps, run.seconds, [part.mean() for part in parts]])[:, run.steps >= window]
+
+
+def reached(curve, target: float) -> tuple[float, float]:
+    """The step and second at which a smooth curve first was that high; infinite if never."""
+    high = curve[2] >= target
+    return tuple(curve[:2, high.argmax()].tolist()) if high.any() else (math.inf, math.inf)
+
+
+def target_of(peers: list) -> float:
+    """*SB3's return*."""
+    import numpy as np
+
+    from examples.plot import interquartile_mean
+
+    ends = np.array([[run.returns[0], run.settings["return"]] for run in finished(peers)])
+    first, last = interquartile_mean(ends, axis=0).tolist()
+    return first + 0.95 * (last - first)
 
 
 def estimates(*scores, function) -> tuple[float, float, float]:
@@ -296,15 +343,28 @@ def estimates(*scores, function) -> tuple[float, float, float]:
     return points.item(), *intervals.ravel().tolist()
 
 
-def ratio(ours, theirs) -> tuple[float, float, float]:
-    """Of the medians of two sets of seeds, and its 95% interval, by bootstrap of both."""
+def ratios(ours: list, theirs: list, peers: list, window: float, draws: int = 1000) -> list[tuple]:
+    """Of the medians of two sets of runs, of steps and of seconds until the return of the peers, and 95% intervals by
+    bootstrap of all three. `theirs` may be these peers."""
     import numpy as np
 
-    rng = np.random.default_rng(0)
-    drawn = [np.median(rng.choice(x, (10_000, len(x))), axis=1) for x in (ours, theirs)]
-    with np.errstate(invalid="ignore"):  # of two that never were
-        ratios = drawn[0] / drawn[1]
-        return np.median(ours) / np.median(theirs), *np.nanquantile(ratios, (0.025, 0.975), method="nearest")
+    curves = [[(run, smooth(run, window)) for run in runs] for runs in (ours, theirs, peers)]
+
+    def divide(ours: list, theirs: list, peers: list) -> np.ndarray:
+        target = target_of([run for run, _ in peers])
+        times = [np.median([reached(curve, target) for _, curve in part], axis=0) for part in (ours, theirs)]
+        with np.errstate(invalid="ignore"):  # of two that never were
+            return times[0] / times[1]
+
+    rng, found = np.random.default_rng(0), []
+    for _ in range(draws):
+        drawn = [[runs[i] for i in rng.integers(len(runs), size=len(runs))] for runs in curves]
+        if theirs is peers:
+            drawn[2] = drawn[1]
+        if finished([run for run, _ in drawn[2]]):
+            found.append(divide(*drawn))
+    intervals = np.nanquantile(found, (0.025, 0.975), axis=0, method="nearest")
+    return [*zip(divide(*curves).tolist(), *intervals.tolist(), strict=True)]
 
 
 def report() -> None:
@@ -317,37 +377,41 @@ def report() -> None:
     pairs, clocks = {}, []
     for row in ROWS:
         contenders = runs_of(record, row)
-        for contender, runs in contenders.items():
-            scores = np.array([[run.settings["return"]] for run in runs])
+        for contender, all_runs in contenders.items():
+            runs, beside, spread, better = finished(all_runs), contenders.get(BESIDE.get(contender), []), "", ""
+            failed = f", {len(all_runs) - len(runs)} failed" if len(all_runs) > len(runs) else ""
+            if not runs:
+                print(f"| {row} | {contender} | 0{failed} |{' |' * 5}")
+                continue
+            scores, theirs = (np.array([[run.settings["return"]] for run in part]) for part in (runs, finished(beside)))
             point, low, high = estimates(scores, function=metrics.aggregate_iqm)
-            spread = f"{low:,.1f} to {high:,.1f}" if len(runs) > 1 else ""
-            speeds, sizes = ([run.settings[x] for run in runs] for x in ("steady_sps", "memory_mib"))
-            beside, better = contenders.get(BESIDE.get(contender)), ""
-            if beside and "--stop-return" not in ROWS[row][contender]:
-                theirs = np.array([[run.settings["return"]] for run in beside])
+            if len(runs) >= FEW:
+                spread = f"{low:,.1f} to {high:,.1f}"
+            if min(len(scores), len(theirs)) >= FEW and "--stop-return" not in ROWS[row][contender]:
                 chance = estimates(scores, theirs, function=metrics.probability_of_improvement)
                 better = "{:.2f} ({:.2f} to {:.2f})".format(*chance)
-                if min(len(scores), len(theirs)) >= 5:
-                    pairs.setdefault(contender, []).append((scores, theirs))
-            cells = [row, contender, str(len(runs)), f"{point:,.1f}", spread, better]
+                pairs.setdefault(contender, []).append((scores, theirs))
+            speeds, sizes = ([run.settings[x] for run in runs] for x in ("steady_sps", "memory_mib"))
+            cells = [row, contender, f"{len(runs)}{failed}", f"{point:,.1f}", spread, better]
             cells += [f"{statistics.median(speeds):,.0f} ({min(speeds):,.0f} to {max(speeds):,.0f})"]
             print(f"| {' | '.join(cells)} | {statistics.median(sizes):,.0f} |")
         peers = contenders.get(PEER, [])
-        if peers:
-            window = max(run.steps[-1] for run in peers) / 20
-            start = metrics.aggregate_iqm(np.array([[run.returns[0]] for run in peers]))
-            end = metrics.aggregate_iqm(np.array([[run.settings["return"]] for run in peers]))
-            target = start + 0.95 * (end - start)
-            when = {name: np.array([reached(run, target, window) for run in runs]) for name, runs in contenders.items()}
-            for contender, found in when.items():
-                cells = [row, f"{target:,.1f}", contender, f"{np.isfinite(found[:, 0]).sum()} of {len(found)}"]
-                for ours, theirs in zip(found.T, when[PEER].T, strict=True):  # steps, seconds
-                    both = contender != PEER and np.isfinite([np.median(ours), np.median(theirs)]).all()
-                    cells.append(f"{np.median(ours):,.0f}" if np.isfinite(np.median(ours)) else "never")
-                    cells.append("{:.2f} ({:.2f} to {:.2f})".format(*ratio(ours, theirs)) if both else "")
-                clocks.append(f"| {' | '.join(cells)} |")
+        if len(finished(peers)) < FEW:
+            continue
+        window, target = max(run.steps[-1] for run in finished(peers)) / 20, target_of(peers)
+        for contender, runs in contenders.items():
+            times = np.array([reached(smooth(run, window), target) for run in runs])
+            steps, seconds = (f"{x:,.0f}" if np.isfinite(x) else "never" for x in np.median(times, axis=0))
+            of_peers, of_same = ["", ""], ""
+            if contender != PEER and len(runs) >= FEW:
+                of_peers = ["{:.2f} ({:.2f} to {:.2f})".format(*x) for x in ratios(runs, peers, peers, window)]
+            if contender in BESIDE and len(contenders.get(BESIDE[contender], [])) >= FEW:
+                of_same = ratios(runs, contenders[BESIDE[contender]], peers, window)[1]
+                of_same = "{:.2f} ({:.2f} to {:.2f})".format(*of_same)
+            cells = [row, f"{target:,.1f}", contender, f"{np.isfinite(times[:, 0]).sum()} of {len(times)}"]
+            clocks.append(f"| {' | '.join([*cells, steps, of_peers[0], seconds, of_peers[1], of_same])} |")
     columns = ["task", "SB3's return", "", "seeds that reach it", "steps until then", "times SB3's", "seconds"]
-    columns.append("times SB3's")
+    columns += ["times SB3's", "times SB3's with the same settings"]
     print(f"\n| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", *clocks, sep="\n")
     for contender, scores in pairs.items():
         if len(scores) == 1:  # said above
@@ -385,13 +449,13 @@ def draw(record: dict) -> None:
     for axes, row in zip(all_axes, FIGURE, strict=True):
         lines = {PEER: "C7-", "same settings": "C0-", BESIDE["recipe"]: "C7:", "recipe": "C1-"}
         for contender, line in lines.items():
-            runs = runs_of(record, row).get(contender)
+            runs = finished(runs_of(record, row).get(contender, []))
             if runs:
                 x, returns = curves(runs, "seconds")
                 drawn = np.isfinite(returns).all(axis=-1)
                 name = contender if PEER in contender else f"ours, {contender}"
                 axes.plot(x[drawn], interquartile_mean(returns[drawn]), line, label=f"{name} ({len(runs)})")
-                if len(runs) > 1:
+                if len(runs) >= FEW:
                     axes.fill_between(x[drawn], *interval(returns[drawn]), color=line[:2], alpha=0.2, linewidth=0)
         axes.set(title=row, xlabel="seconds, from the start of the command", ylabel="return", xlim=(0, None))
         axes.grid(alpha=0.2)

@@ -596,7 +596,7 @@ a lost life ends the game | atari | detail 16: reported return of a life instead
 +             ended |= terminated[t]
 lives that were not told | atari | detail 16: told by some only
 | fork::test_a_lost_life_is_an_end_for_learning_only atari::TestLearningSignal
-- info.get("_lives", "lives" in info)
+- info.get("_lives", True)
 + "lives" in info
 no FIRE | atari | detail 17: no FIRE at reset
 | fork::test_frames_are_the_papers fork::test_starts_of_games atari::TestPreprocessing
@@ -648,8 +648,8 @@ acting in float32 | atari | the policy that acts is the one that learns | atari:
 + agent.acting = lambda x, v=vars(agent), b=agent.bf16: (v.update(bf16=False), agent.network(x), v.update(bf16=b))[1]
 +     _ = torch.compile(
 learning in float32 | atari | the policy that acts is the one that learns | atari::TestPrecision
-- enabled=bf16):
-+ enabled=bf16 and not torch.is_grad_enabled()):
+- dtype = torch.bfloat16 if self.bf16 and
++ dtype = torch.bfloat16 if self.bf16 and not torch.is_grad_enabled() and
 estimating in float32 | atari | ratios begin at 1 | atari::TestPrecision
 -             batch["logprobs"], _, batch["values"] = agent(batch)
 +             agent.bf16, bf16 = False, agent.bf16
@@ -1198,9 +1198,21 @@ curves only in TensorBoard | ppo | W&B gets the curves, too | watching::TestTrac
 the seed of EnvPool stays | continuous | EnvPool's episodes differ in resumed runs, too | envpool
 - make_envs(replace(args, seed=env_seed), N)
 + make_envs(args, N)
+processes that the machine's GPU connects | all | what is on the CPU can be averaged
+| parallel::test_processes_without_a_gpu_where_there_is_one
+- init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl")
++ init_process_group()
+MuJoCo draws, and no film | continuous | libraries that only films need
+| command_line::test_the_environment_of_a_notebook_stays
+- if film and sys.platform == "linux" else {}
++ if sys.platform == "linux" else {}
+numbers of NumPy's | ppo | a checkpoint can be read again
+| command_line::test_a_mistake_gets_one_line_and_leaves_nothing
+- if isinstance(value, np.generic) or (
++ if (
 CUDA against --no-cuda | ppo | `--no-cuda` wins | command_line::test_no_cuda_wins
-- if args.cuda and args.device == "cuda" else "cpu")
-+ if args.device == "cuda" else "cpu")
+- if args.cuda and args.device == "cuda" else "cpu"
++ if args.device == "cuda" else "cpu"
 compiled anew for each clip range | choices | compiled code is for any clip range | loss atari::TestRuns
 - clip_coef = torch.full((), args.clip_coef * (left if args.anneal_clip else 1), device=device)
 + clip_coef = args.clip_coef * (left if args.anneal_clip else 1)
@@ -1282,11 +1294,11 @@ bytes go in | procgen | detail 22: divided by 255 | procgen::TestNetworks
 - .div_(255)
 + .div_(256)
 a rollout at once | procgen | memory | procgen::test_parts_of_rollouts
-- pixels.split(2048)
-+ pixels.split(2**20)
+- obs.split(2048)
++ obs.split(2**20)
 the first part of a rollout | procgen | values and probabilities of all samples | procgen::test_parts_of_rollouts
-- for x in pixels.split(2048)]
-+ for x in pixels.split(2048)[:1] * len(pixels.split(2048))]
+- for x in obs.split(2048)]
++ for x in obs.split(2048)[:1] * len(obs.split(2048))]
 signs of rewards | procgen | no clipping of rewards beyond their scaling | procgen::test_rewards_are_not_clipped
 - rewards[t], valid[t] = reward, ~ended
 + rewards[t], valid[t] = np.sign(reward), ~ended

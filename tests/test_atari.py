@@ -417,7 +417,10 @@ MISTAKES = {
     "both": ({"env_id": "CarRacing-v3"}, "has Box("),
     "misspelt": ({"env_id": "ALE/Brekout-v5"}, "Did you mean: `Breakout`?"),
     "no such game": ({"env_id": "TetrisForeverNoFrameskip-v4"}, "TetrisForever"),
-    "probability": ({"repeat_action_probability": 1.5}, "--repeat-action-probability must be from 0 to 1"),
+    "probability": (
+        {"repeat_action_probability": 1.5},
+        "--repeat-action-probability must be a plain number from 0 to 1",
+    ),
     "a reward without end": ({"env_id": "worlds:EndlessReward", "norm_reward": True, **SMALL}, "no longer finite"),
     "no bytes": ({"env_id": "worlds:FloatPixels"}, "float32"),
 }

@@ -179,13 +179,20 @@ MISTAKES = {
     "actions in a tuple": ({"env_id": "worlds:TupleActions"}, "has Tuple("),
     "other reset mode": ({"env_id": "worlds:SameStep"}, "NEXT_STEP"),
     "no own vector version": ({"env_id": "Acrobot-v1", "vectorization": "vector_entry_point"}, "vector entry point"),
-    "uneven": ({"num_minibatches": 3}, "num_minibatches and processes must divide num_envs * num_steps"),
+    "uneven": ({"num_minibatches": 3}, "num_minibatches, each one's samples, into parts of 2"),
     "too short": ({"total_timesteps": 511}, "--total-timesteps has no room for 512 steps after the 0 that are done"),
-    "too large": ({"num_envs": 10**5, "num_steps": 10**4, "num_minibatches": 1}, "minibatches of 2 to 10**8"),
-    "lonely samples": ({"num_minibatches": 512}, "minibatches of 2 to 10**8"),
+    "too large": ({"num_envs": 10**5, "num_steps": 10**4, "num_minibatches": 1}, "into parts of 2 to 10**8"),
+    "lonely samples": ({"num_minibatches": 512}, "into parts of 2 to 10**8"),
     "no cuda": ({"device": "cuda"}, "--device cuda needs a GPU"),
     "nothing to resume": ({"resume": "runs/nothing"}, "error: runs/nothing is missing, damaged, or of another"),
     "resume nothing": ({"resume": ""}, "error: checkpoint.pt is missing"),
+}
+MISTAKES |= {  # a checkpoint with one of these could not be read again
+    "a number of NumPy's": (
+        {"gamma": np.float64(0.9)},
+        "--gamma must be a plain number from 0 to 1, not np.float64(0.9)",
+    ),
+    "a truth of NumPy's": ({"anneal_lr": np.True_}, "--anneal-lr must be a plain number from "),
 }
 WHOLE, FRACTION = (0, -1, 10**20), (-0.1, 1.1, float("nan"), float("inf"))
 SIZE = (-0.1, float("nan"), float("inf"), 1e30)
@@ -198,7 +205,7 @@ NUMBERS = {
     "stop_return": (float("nan"), float("inf"), float("-inf"), 1e30),
 }
 MISTAKES |= {
-    f"{name} {value}": ({name: value}, f"--{name.replace('_', '-')} must be from ")
+    f"{name} {value}": ({name: value}, f"--{name.replace('_', '-')} must be a plain number from ")
     for name, values in NUMBERS.items()
     for value in values
 }
@@ -268,11 +275,21 @@ def test_defaults(script):
     assert dataclasses.asdict(importlib.import_module(script).Args()) == expected
 
 
+@pytest.mark.parametrize("script", ["ppo", "ppo_continuous", "ppo_atari", "ppo_procgen", "ppo_lstm"])
+def test_the_environment_of_a_notebook_stays(script, monkeypatch):
+    """What would hide its windows, or want libraries that only films need, is not set without a film."""
+    for name in ("SDL_VIDEODRIVER", "MUJOCO_GL"):
+        monkeypatch.delenv(name, raising=False)
+    module = importlib.import_module(script)
+    module.make_envs(module.Args(), 1).close()
+    assert not {"SDL_VIDEODRIVER", "MUJOCO_GL"} & {*os.environ}
+
+
 @pytest.mark.parametrize(("num_envs", "num_steps"), [(3, 128), (4, 2), (2, 4)])
 def test_each_process_needs_minibatches_of_its_own(num_envs, num_steps, monkeypatch):
     """Of two samples at least: an environment for each process alone is not enough."""
     monkeypatch.setattr(ppo, "WORLD_SIZE", 2)
-    with pytest.raises(SystemExit, match="num_minibatches and processes must divide"):
+    with pytest.raises(SystemExit, match="processes must divide num_envs; num_minibatches, each"):
         ppo.check_args(Args(num_envs=num_envs, num_steps=num_steps))
     ppo.check_args(Args(num_envs=4, num_steps=4))
     ppo.check_args(Args(num_envs=2, num_steps=4, norm_adv=False))

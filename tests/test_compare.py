@@ -77,30 +77,65 @@ def a_run(steps, seconds, returns, **settings):
 def test_when_a_return_is_reached():
     """When the mean over the window first reached it: not at a single peak, not before there is a whole window."""
     run = a_run([100, 200, 300, 400, 500], [1, 2, 3, 5, 8], [9, 0, 4, 6, 8])
-    assert compare.reached(run, 5, 200) == (400, 5)  # (4 + 6) / 2
-    assert compare.reached(run, 5, 100) == (100, 1)  # the first alone
-    assert compare.reached(run, 5.1, 200) == (500, 8)
-    assert compare.reached(run, 7.5, 200) == (math.inf, math.inf)
+    curve = compare.smooth(run, 200)
+    assert curve.T.tolist() == [[200, 2, 4.5], [300, 3, 2], [400, 5, 5], [500, 8, 7]]
+    assert compare.reached(curve, 5) == (400, 5)
+    assert compare.reached(curve, 5.1) == (500, 8)
+    assert compare.reached(curve, 7.5) == (math.inf, math.inf)
+    assert compare.reached(compare.smooth(run, 100), 5) == (100, 1)  # the first alone
+    assert compare.reached(compare.smooth(None, 100), -1e9) == (math.inf, math.inf)  # it failed
 
 
 def test_which_runs_count():
-    """Those of the present command that did not fail, in the order of their seeds."""
+    """Those of the present command, in the order of their seeds; one that failed is told from one that is not there."""
     row, (contender, command) = "CartPole-v1", next(iter(compare.ROWS["CartPole-v1"].items()))
     good = {"command": command, "curve": [[100, 5.0, 1.0], [200, 6.0, 2.0]]}
     old, failed = good | {"command": f"{command} --gamma 0.9"}, {"command": command, "failed": "RuntimeError"}
     runs = {"10": good | {"number": 10}, "2": good | {"number": 2}, "3": old, "4": failed}
     found = compare.runs_of({"rows": {row: {contender: runs}}}, row)
-    assert [run.settings["number"] for run in found[contender]] == [2, 10] and [*found] == [contender]
+    assert [run and run.settings["number"] for run in found[contender]] == [2, None, 10] and [*found] == [contender]
     assert found[contender][0].steps.tolist() == [100, 200] and found[contender][0].seconds.tolist() == [1, 2]
 
 
-def test_ratios_of_medians():
-    ours, theirs = np.array([1.0, 2, 3, 4, 5]), np.full(5, 2.0)
-    point, low, high = compare.ratio(ours, theirs)
-    assert point == 1.5 and low == 0.5 and high in (2.0, 2.5)  # the median of five is seldom the least or greatest
-    assert compare.ratio(theirs, theirs) == (1, 1, 1)
-    point, low, high = compare.ratio(np.array([1, math.inf, math.inf]), np.full(3, 2.0))
-    assert point == high == math.inf and low == 0.5  # of three, two that never were are drawn most times
+def a_straight_line(seconds, last):
+    """Ten values from 0 to 90% of `last` or nearly so, a second for every hundred steps times `seconds`."""
+    times = np.arange(1, 11)
+    return a_run(100 * times, seconds * times, last * (times - 1) / 10, **{"return": last})
+
+
+class TestRatios:
+    """Of the medians of steps and of seconds until 95% of the way to the peers' return."""
+
+    def test_are_of_medians(self):
+        peers, ours = [a_straight_line(2, 100)] * 5, [a_straight_line(second, 120) for second in (1, 1, 1, 4, 9)]
+        assert compare.target_of(peers) == 95
+        never = [a_straight_line(1, 10)] * 5
+        assert compare.ratios(peers, peers, peers, 100)[0][0] != 1  # inf / inf: 95 is more than the last value, 90
+        peers = [a_straight_line(2, 100) for _ in range(5)]
+        for run in peers:
+            run.settings["return"] = 80.0  # so the target is 76: the ninth value of theirs, the eighth of ours
+        (steps, *_), (seconds, low, high) = compare.ratios(ours, peers, peers, 100)
+        assert steps == 8 / 9 and seconds == 8 / 18 and low == seconds and high in (32 / 18, 72 / 18)
+        assert [x[0] for x in compare.ratios(never, peers, peers, 100)] == [math.inf, math.inf]
+        assert compare.ratios(peers, peers, peers, 100) == [(1, 1, 1), (1, 1, 1)]
+
+    def test_each_draw_has_its_own_return(self):
+        """Two of five peers ended low: with them alone, it is sooner. With one return for all, no draw would differ."""
+        peers, ours = [a_straight_line(1, 100) for _ in range(5)], [a_straight_line(1, 100) for _ in range(5)]
+        for run, last in zip(peers, (20, 20, 80, 80, 80), strict=True):
+            run.settings["return"] = float(last)
+        others = [a_straight_line(1, 200) for _ in range(5)]
+        assert compare.ratios(ours, others, peers, 100)[0][1] < compare.ratios(ours, others, peers, 100)[0][2]
+
+    def test_one_that_failed_was_never_there(self):
+        peers = [a_straight_line(1, 100) for _ in range(5)]
+        for run in peers:
+            run.settings["return"] = 80.0
+        (steps, _, high), _ = compare.ratios([*peers[:3], None, None], peers, peers, 100)
+        assert steps == 1 and high == math.inf
+        assert compare.ratios([*peers[:2], None, None, None], peers, peers, 100)[0][0] == math.inf
+        broken = [*peers[:4], None]
+        assert compare.ratios(peers, broken, broken, 100)[0][0] == 1  # nor does it set the return
 
 
 def test_two_processes_add_to_the_results(tmp_path, monkeypatch):

@@ -402,7 +402,7 @@ def test_mistakes_get_one_line(monkeypatch):
     assert complaint(num_envs=6, num_minibatches=4) == message
     assert complaint(num_envs=2, num_minibatches=4) == message
     assert complaint(num_envs=4, num_minibatches=4, num_steps=1) == message
-    assert complaint(rnn_size=0) == f"error: --rnn-size must be from 1 to {10**15}, not 0"
+    assert complaint(rnn_size=0) == f"error: --rnn-size must be a plain number from 1 to {10**15}, not 0"
     monkeypatch.setattr(ppo, "WORLD_SIZE", 2)
     assert complaint(num_envs=12, num_minibatches=4) == message
     monkeypatch.undo()

@@ -1,5 +1,6 @@
 """One run in two processes, as torchrun starts them: they learn as one, and share one fate."""
 
+import importlib
 import os
 import signal
 import socket
@@ -327,10 +328,34 @@ class TestWatched:
         assert after["agent"]["obs_stats.count"].min() > 1.8 * saved["agent"]["obs_stats.count"].max()
 
 
+@pytest.mark.parametrize("name", ["ppo", "ppo_continuous", "ppo_atari", "ppo_procgen", "ppo_lstm"])
+def test_processes_without_a_gpu_where_there_is_one(name, monkeypatch):
+    """What is on the CPU can be averaged on any machine: by default, PyTorch takes only what its GPU needs."""
+    script, begin = importlib.import_module(name), dist.init_process_group
+
+    class Begun(Exception):
+        pass
+
+    def alone(*args, **options):
+        begin(*args, **options, store=dist.HashStore(), rank=0, world_size=1)
+        dist.all_reduce(x := torch.ones(3))
+        assert x.tolist() == [1, 1, 1]
+        raise Begun
+
+    monkeypatch.setattr(dist, "init_process_group", alone)
+    monkeypatch.setattr(torch._C, "_get_accelerator", lambda *_: torch.device("cuda"))
+    monkeypatch.setattr(script, "WORLD_SIZE", 2)
+    try:
+        with pytest.raises(Begun):
+            script.train(script.Args(num_envs=8, cuda=False))
+    finally:
+        dist.destroy_process_group()
+
+
 def test_environments_that_can_not_be_shared_out(tmp_path):
     code, printed = launch(tmp_path, ROOT / "ppo.py", "--num-envs", "3")
     assert code != 0
-    assert all(out == "" and err.startswith("error: num_minibatches and processes must divide") for out, err in printed)
+    assert all(out == "" and err.startswith("error: processes must divide num_envs; ") for out, err in printed)
     assert not (tmp_path / "runs").exists()
 
 

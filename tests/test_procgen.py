@@ -354,7 +354,7 @@ class TestMistakes:
 
     def test_levels_below_zero(self):
         for name in ("num_levels", "start_level"):
-            with pytest.raises(SystemExit, match=f"--{name.replace('_', '-')} must be from 0"):
+            with pytest.raises(SystemExit, match=f"--{name.replace('_', '-')} must be a plain number from 0"):
                 ppo.check_args(Args(**{name: -1}))
         ppo.check_args(Args(num_levels=0, start_level=0))
 
