@@ -210,14 +210,6 @@ def run_dir_start(run_dir: Path) -> float:
     return EventAccumulator(str(run_dir)).Reload().FirstEventTimestamp()
 
 
-def code() -> str:
-    """The commit of the scripts, and whether they were changed since."""
-    call = {"cwd": ROOT, "capture_output": True, "text": True}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], **call).stdout.strip()
-    changes = subprocess.run(["git", "status", "--porcelain", "--", "*.py"], **call).stdout
-    return f"{commit}, changed" if changes else commit
-
-
 def add(row: str, contender: str, seed: int, found: dict) -> None:
     """Adds a run to the results, to which another process may be adding too."""
     lock = os.open(RESULTS.parent, os.O_RDONLY)
@@ -231,25 +223,26 @@ def add(row: str, contender: str, seed: int, found: dict) -> None:
         os.close(lock)
 
 
+def is_done(row: str, contender: str, command: str, seed: int) -> bool:
+    record = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": {}}
+    found = record["rows"].get(row, {}).get(contender, {}).get(str(seed), {"failed": True})
+    return "failed" not in found and found["command"] == command
+
+
 def run_all(folder: Path, rows: list[str], seeds: list[int] | None) -> None:
     sys.path.insert(0, str(HERE))
-    from speed import machine
+    from speed import code, machine
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     for side in VENVS:
         interpreter(folder, side)
 
-    def done(row: str, contender: str, command: str, seed: int) -> bool:
-        record = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": {}}
-        found = record["rows"].get(row, {}).get(contender, {}).get(str(seed), {"failed": True})
-        return "failed" not in found and found["command"] == command
-
     jobs, all_cores = [], os.sched_getaffinity(0)
     for seed, row in itertools.product(seeds or range(1, 11), rows):
         for contender, command in ROWS[row].items():
             job = row, contender, command, seed
-            if (seeds or seed <= number_of_seeds(row, contender)) and not done(*job):
+            if (seeds or seed <= number_of_seeds(row, contender)) and not is_done(*job):
                 jobs.append(job)
     free, failed = queue.SimpleQueue(), []
     for core in all_cores:
@@ -259,7 +252,7 @@ def run_all(folder: Path, rows: list[str], seeds: list[int] | None) -> None:
         row, contender, command, seed = job
         cores, commit = all_cores if row in PIXELS else free.get(), code()
         try:
-            if done(*job):  # by another process, in the meantime
+            if is_done(*job):  # by another process, in the meantime
                 return
             found = measure(folder, command, seed, cores) | {"machine": machine()["cpu"]}
             found["commit"] = commit if code() == commit else f"{commit}, changed"  # while it ran

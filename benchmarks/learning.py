@@ -88,14 +88,28 @@ def command_of(name: str, device: str | None) -> str:
     return RUNS[name][0] + (f" --device {device}" if device else "")
 
 
+def file_of(name: str, device: str | None) -> Path:
+    return RESULTS / f"learning_{name}{f'_{device}' if device else ''}.json"
+
+
+def recorded(name: str, device: str | None) -> list[dict]:
+    """Runs that are there, all of the present command."""
+    file, command = file_of(name, device), f"python {command_of(name, device)}"
+    record = json.loads(file.read_text()) if file.exists() else {"runs": []}
+    if any(run.get("command", record["command"]) != command for run in record["runs"]):
+        sys.exit(f"error: {file} has runs of another command: move it out of the way first")
+    return record["runs"]
+
+
 def train_seed(job: Job) -> tuple[Job, dict]:
     """One run in a process of its own: its return, seconds, and learning curve in 50 bins."""
     import torch
     import tyro
-    from speed import machine
+    from speed import code, machine
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     script, *arguments = shlex.split(command_of(job.name, job.device))
+    commit = code()
     ppo = importlib.import_module(Path(script).stem)
     torch.set_num_threads(job.threads)
     torch.backends.cudnn.allow_tf32 = "--no-bf16" not in arguments  # else float32 would have 10 bits of 23
@@ -133,7 +147,8 @@ def train_seed(job: Job) -> tuple[Job, dict]:
     def elapsed(moment: float) -> float:
         return sum(min(moment, end) - begin for begin, end in times if begin < moment)
 
-    run = {"seed": job.seed, "seconds": round(elapsed(math.inf), 1), "steps": speeds[-1].step}
+    run = {"command": f"python {command_of(job.name, job.device)}", "commit": commit, "seed": job.seed}
+    run |= {"seconds": round(elapsed(math.inf), 1), "steps": speeds[-1].step}
     if result["exit_code"]:
         return job, run
     curve = []
@@ -222,6 +237,8 @@ def main() -> None:
     threads, folder = max(1, os.cpu_count() // args.processes), args.runs and str(Path(args.runs).resolve())
     rest = (args.device, threads, folder, args.minutes)
     jobs = [Job(name, seed, *rest) for seed in args.seeds for name in args.names or RUNS]
+    for name in {job.name for job in jobs}:
+        recorded(name, args.device)  # before hours of training
     with multiprocessing.get_context("spawn").Pool(args.processes, maxtasksperchild=1) as pool:
         for job, result in pool.imap_unordered(train_seed, jobs):
             if "return" not in result:
@@ -229,17 +246,15 @@ def main() -> None:
                 print(f"{job.name} seed {job.seed}: {stopped}; the same command goes on", flush=True)
                 continue
             target = RUNS[job.name][1]
-            file = RESULTS / f"learning_{job.name}{f'_{job.device}' if job.device else ''}.json"
-            runs = json.loads(file.read_text())["runs"] if file.exists() else []
+            runs = recorded(job.name, job.device)
             runs = sorted(
                 [run for run in runs if run["seed"] != result["seed"]] + [result], key=lambda run: run["seed"]
             )
             mean, half = summary(runs)
             print(f"{job.name} seed {job.seed}: {result['return']} in {result['seconds']} s", flush=True)
             print(f"  {len(runs)} seeds: {mean:.1f} ± {half:.1f} (target {target})", flush=True)
-            command = f"python {command_of(job.name, job.device)}"
-            record = {"command": command, "mean": mean, "interval_95": half, "runs": runs}
-            file.write_text(json.dumps(record) + "\n")
+            record = {"command": result["command"], "mean": mean, "interval_95": half, "runs": runs}
+            file_of(job.name, job.device).write_text(json.dumps(record) + "\n")
 
 
 if __name__ == "__main__":

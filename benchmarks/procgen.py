@@ -84,6 +84,9 @@ def collect(folder: Path, steps: int, episodes: int) -> None:
         for i in range(BINS):
             inside = [x for step, x in returns if steps * i / BINS < step <= steps * (i + 1) / BINS]
             curve.append([steps * (i + 1) // BINS, round(statistics.mean(inside), 3) if inside else None])
+        same = {"game": game, "network": network, "seed": seed}
+        if any(same.items() <= row.items() and row["steps_trained"] > trained for row in rows):
+            continue  # one in another folder came further
         last = [x for step, x in returns if 0.95 * steps < step <= steps]
         row = {"game": game, "network": network, "seed": seed, "steps_trained": trained, "curve": curve}
         row |= {"return": round(statistics.mean(last), 3) if trained >= whole else None}  # it has not come so far
@@ -92,7 +95,6 @@ def collect(folder: Path, steps: int, episodes: int) -> None:
         numbers = [[float(x) for x in re.findall(r"-?\d+\.\d+", line)[:2]] for line in output.splitlines()]
         row |= {"episodes": episodes, **dict(zip(("training_levels", "all_levels", "gap"), numbers, strict=True))}
         print({name: x for name, x in row.items() if name != "curve"}, flush=True)
-        same = {"game": game, "network": network, "seed": seed}
         rows = [other for other in rows if {name: other[name] for name in same} != same] + [row]
         record["runs"] = sorted(rows, key=lambda row: ([*CONSTANTS].index(row["game"]), row["network"], row["seed"]))
         path.write_text(json.dumps(record) + "\n")

@@ -83,6 +83,14 @@ def machine(device: Any = "cpu") -> dict[str, str]:
     return found
 
 
+def code() -> str:
+    """The commit of the scripts, and whether they were changed since."""
+    call = {"cwd": HERE.parent, "capture_output": True, "text": True}
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], **call).stdout.strip()
+    changes = subprocess.run(["git", "status", "--porcelain", "--", "*.py"], **call).stdout
+    return f"{commit}, changed" if changes else commit
+
+
 def steady_speed(run_dir: Path) -> float:
     """Steps per second from the first third of a run on, by the clock of its TensorBoard events."""
     events = EventAccumulator(str(run_dir)).Reload().Scalars("charts/SPS")
@@ -124,7 +132,7 @@ def main() -> None:
     (HERE / "results").mkdir(exist_ok=True)
     for env_id in args.env_ids or ["CartPole-v1"]:
         contenders = CONTENDERS[env_id]
-        results = {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "commands": contenders}
+        results = {"machine": machine(), "commit": code(), "commands": contenders}
         for kind, rounds in (("steady_sps", args.rounds), ("command_seconds", args.commands)):
             if kind == "command_seconds" and (env_id != "CartPole-v1" or not rounds):
                 continue

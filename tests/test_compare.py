@@ -2,9 +2,15 @@
 
 import importlib.util
 import math
+import os
 import shlex
+import signal
+import subprocess
 import sys
+import time
 import types
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -170,3 +176,74 @@ def test_a_command_is_measured(tmp_path, monkeypatch):
     assert found["return"] == pytest.approx(returns[-1]) and 100 < found["memory_mib"] < 2000
     with pytest.raises(RuntimeError, match="--gamma 2 failed"):
         compare.measure(tmp_path, "ppo.py --gamma 2", 3, {*list(compare.os.sched_getaffinity(0))[:1]})
+
+
+def measured(folder, command, seed, cores):
+    return {"command": command, "return": 1.0, "seconds": 1.0}
+
+
+class TestRunAll:
+    """One run of `run_all`, of a recipe that has no peer, with `measure` as given."""
+
+    def run(self, folder, monkeypatch, measure, commits=("abc",) * 9):
+        folder.mkdir(exist_ok=True)
+        speed = types.SimpleNamespace(code=iter(commits).__next__, machine=lambda: {"cpu": "of tests"})
+        monkeypatch.setitem(sys.modules, "speed", speed)
+        monkeypatch.setattr(compare, "RESULTS", folder / "compare.json")
+        monkeypatch.setattr(compare, "interpreter", lambda folder, side: sys.executable)
+        monkeypatch.setattr(compare, "measure", measure)
+        monkeypatch.setattr(compare.signal, "signal", lambda *_: None)
+        with suppress(SystemExit):
+            compare.run_all(folder, ["MountainCar-v0"], [3])
+        return compare.json.loads((folder / "compare.json").read_text())["rows"]["MountainCar-v0"]["recipe"]["3"]
+
+    def test_of_which_commit(self, tmp_path, monkeypatch):
+        """Of that at its start, and whether the scripts were changed until its end."""
+        found = self.run(tmp_path / "1", monkeypatch, measured)
+        assert (found["commit"], found["machine"]) == ("abc", "of tests")
+        assert self.run(tmp_path / "2", monkeypatch, measured, ["abc", "def"])["commit"] == "abc, changed"
+
+    def test_one_that_failed_is_noted_and_tried_again(self, tmp_path, monkeypatch):
+        def fails(folder, command, seed, cores):
+            raise RuntimeError("no room")
+
+        assert self.run(tmp_path, monkeypatch, fails)["failed"] == "RuntimeError: no room"
+        assert self.run(tmp_path, monkeypatch, measured)["return"] == 1
+
+    def test_what_another_process_has_done(self, tmp_path, monkeypatch):
+        """Between the beginning and the turn of a run, it is not run again."""
+        done = iter([False, True])
+        monkeypatch.setattr(compare, "is_done", lambda *job: next(done))
+        compare_file = tmp_path / "compare.json"
+        compare_file.write_text('{"rows": {"MountainCar-v0": {"recipe": {"3": "of another"}}}}')
+        assert self.run(tmp_path, monkeypatch, None) == "of another"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="bound to a core, as Linux does it")
+def test_ctrl_c_takes_the_runs_along(tmp_path):
+    """None goes on, and none is noted as failed."""
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "benchmarks")!r})
+import compare
+from pathlib import Path
+compare.RESULTS = Path("compare.json")
+compare.interpreter = lambda folder, side: sys.executable
+compare.run_all(Path.cwd(), ["MountainCar-v0"], [1])"""
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
+    while not list(tmp_path.glob("runs/*/runs/*/args.json")):
+        time.sleep(0.1)
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    for _ in range(100):  # a killed process is still there for a moment
+        places = []
+        for path in Path("/proc").glob("[0-9]*/cwd"):
+            with suppress(OSError):  # of another user, or gone
+                places.append(os.readlink(path))
+        left = [place for place in places if place.startswith(str(tmp_path / "runs"))]
+        if not left:
+            break
+        time.sleep(0.1)
+    assert not left
+    assert not (tmp_path / "compare.json").exists()
