@@ -135,7 +135,7 @@ def make_envs(args: Args, num_envs: int, video_folder: Path | None = None) -> gy
         sys.exit(f"error: --env-id {args.env_id}: {error} (your own: module:EnvId; an Atari game: ppo_atari.py)")
     actions, obs = envs.single_action_space, envs.single_observation_space
     fits = isinstance(actions, gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary)
-    if not fits or obs.dtype != np.uint8 or len(obs.shape) != 3:
+    if not fits or obs.dtype != np.uint8 or len(obs.shape) != 3 or obs.shape[1] == min(obs.shape):  # channels where?
         sys.exit(f"error: {args.env_id} has {actions}, {obs}: try ppo.py, ppo_continuous.py or ppo_atari.py (pixels)")
     if envs.metadata.get("autoreset_mode") is not gym.vector.AutoresetMode.NEXT_STEP:
         sys.exit(f"error: {args.env_id} must have metadata['autoreset_mode'] = AutoresetMode.NEXT_STEP")

@@ -1206,6 +1206,10 @@ MuJoCo draws, and no film | continuous | libraries that only films need
 | command_line::test_the_environment_of_a_notebook_stays
 - if film and sys.platform == "linux" else {}
 + if sys.platform == "linux" else {}
+channels in the middle | pixels | the smallest side is that of channels, which are first or last
+| atari::test_a_mistake_gets_one_line procgen::TestMistakes
+- len(obs.shape) != 3 or obs.shape[1] == min(obs.shape):
++ len(obs.shape) != 3:
 numbers of NumPy's | ppo | a checkpoint can be read again
 | command_line::test_a_mistake_gets_one_line_and_leaves_nothing
 - if isinstance(value, np.generic) or (

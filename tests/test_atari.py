@@ -423,6 +423,7 @@ MISTAKES = {
     ),
     "a reward without end": ({"env_id": "worlds:EndlessReward", "norm_reward": True, **SMALL}, "no longer finite"),
     "no bytes": ({"env_id": "worlds:FloatPixels"}, "float32"),
+    "more channels than rows": ({"env_id": "worlds:Board"}, "(8, 8, 12)"),
 }
 
 

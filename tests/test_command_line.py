@@ -189,10 +189,10 @@ MISTAKES = {
 }
 MISTAKES |= {  # a checkpoint with one of these could not be read again
     "a number of NumPy's": (
-        {"gamma": np.float64(0.9)},
+        {"gamma": np.float64(0.9), "total_timesteps": 512},
         "--gamma must be a plain number from 0 to 1, not np.float64(0.9)",
     ),
-    "a truth of NumPy's": ({"anneal_lr": np.True_}, "--anneal-lr must be a plain number from "),
+    "a truth of NumPy's": ({"anneal_lr": np.True_, "total_timesteps": 512}, "--anneal-lr must be a plain number from "),
 }
 WHOLE, FRACTION = (0, -1, 10**20), (-0.1, 1.1, float("nan"), float("inf"))
 SIZE = (-0.1, float("nan"), float("inf"), 1e30)

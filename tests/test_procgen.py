@@ -331,6 +331,7 @@ class TestMistakes:
 
     def test_not_pixels(self):
         assert "try ppo.py" in fail(env_id="CartPole-v1")
+        assert "(8, 8, 12)" in fail(env_id="worlds:Board")
 
     @pytest.mark.parametrize("module", ["envpool", "PyQt5"])
     def test_a_package_is_missing(self, module, monkeypatch):

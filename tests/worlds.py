@@ -286,6 +286,12 @@ class EndlessReward(Lives):
     rewards: ClassVar = [1.0, 1.0, math.inf, 1.0, 1.0, 1.0, 1.0]
 
 
+class Board(World):
+    """More kinds of pieces than squares in a row."""
+
+    observation_space = Box(0, 1, (8, 8, 12), np.uint8)
+
+
 class FloatPixels(World):
     """Frames from 0 to 1."""
 
