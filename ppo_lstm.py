@@ -36,7 +36,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-RANK, LOCAL_RANK, WORLD_SIZE = (int(os.environ.get(x, x == "WORLD_SIZE")) for x in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+RANK, LOCAL_RANK, WORLD_SIZE = (int(os.environ.get(*x)) for x in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
 stop_signals: list[int] = []  # what has asked the program to stop
 at_end = ExitStack()  # what to do when a run ends, also by an error
 
@@ -45,11 +45,11 @@ at_end = ExitStack()  # what to do when a run ends, also by an error
 class Args:
     """Train a PPO agent on a gymnasium environment."""
 
-    exp_name: str = Path(__file__).stem  # name of the experiment, part of the run folder's: give variants their own
+    exp_name: str = Path(__file__).stem  # experiment's name, in that of the run's folder: give each variant its own
     seed: int = 1  # of everything random; on a CPU, the same seed gives the same run, bit for bit
     torch_deterministic: bool = True  # let PyTorch use only algorithms that repeat exactly; on a CPU they do anyway
     cuda: bool = True  # --no-cuda keeps the run on the CPU whatever --device says
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto is CUDA for pixels, where there is one, and else the CPU
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the CPU; only the scripts for pixels take a GPU if any
     track: bool = False  # log to Weights & Biases too: curves, arguments, this file, videos
     wandb_project_name: str = "ppo"  # W&B project that --track logs to
     wandb_entity: str | None = None  # W&B team or user that owns the project; None is your default one
@@ -69,12 +69,12 @@ class Args:
     num_steps: int = 128  # steps per environment and iteration, which learns from num_envs * num_steps
     learning_rate: float = 2.5e-3  # Adam's step size at the start
     anneal_lr: bool = True  # lower the learning rate linearly to zero over the run
-    gamma: float = 0.99  # discount: rewards about 1 / (1 - gamma) steps ahead matter
+    gamma: float = 0.99  # discount: rewards up to about 1 / (1 - gamma) steps ahead matter
     gae_lambda: float = 0.95  # GAE's trade-off: 1 is unbiased but noisy, 0 trusts the value network alone
     num_minibatches: int = 4  # minibatches per epoch, of whole environments; must divide num_envs
-    update_epochs: int = 4  # passes over each iteration's data; more squeeze it harder, until clipping stops them
+    update_epochs: int = 4  # passes over each iteration's data; more learn more from it, until clipping stops them
     norm_adv: bool = True  # scale the advantages of each minibatch to mean 0 and standard deviation 1
-    clip_coef: float = 0.2  # how far from 1 the ratio of new to old probability pays; smaller is more careful
+    clip_coef: float = 0.2  # a ratio of new to old probability beyond 1 ± this pays no more; smaller is more careful
     anneal_clip: bool = False  # lower the clip range linearly to zero over the run
     clip_vloss: bool = True  # clip the change of values by clip_coef too; switch it off where returns are large
     ent_coef: float = 0.01  # weight of the entropy bonus: raise it when the policy settles too early, 0 is none
@@ -92,8 +92,8 @@ class Args:
 
 def check_args(args: Args) -> None:
     """Exit with one line for what would fail late, or never be noticed."""
-    for name, value in asdict(args).items():
-        low = 1 if type(getattr(Args, name)) is int and name != "seed" else -1e15 if name == "stop_return" else 0
+    for name, value in asdict(args).items():  # integers from 1, others from 0, but for those named here: add yours
+        low = {"seed": 0, "stop_return": -1e15}.get(name, 1 if type(getattr(Args, name)) is int else 0)
         high = 1 if name in ("learning_rate", "gamma", "gae_lambda") else 10**15
         if isinstance(value, np.generic) or (type(value) in (int, float) and not low <= value <= high):
             sys.exit(f"error: --{name.replace('_', '-')} must be a plain number from {low} to {high}, not {value!r}")
@@ -102,15 +102,15 @@ def check_args(args: Args) -> None:
         sys.exit("error: num_minibatches * processes must divide num_envs, with 2 to 10**8 samples in a minibatch")
     if args.env_id.count(":") > 1 or args.env_id.startswith(":"):
         sys.exit(f"error: --env-id {args.env_id}: must be EnvId or module:EnvId")
-    blind = args.cuda and args.device == "cuda" and torch.cuda.device_count() <= LOCAL_RANK
-    if blind:
-        sys.exit("error: --device cuda needs a GPU, which can't be found here")
+    no_gpu = args.cuda and args.device == "cuda" and torch.cuda.device_count() <= LOCAL_RANK
+    if no_gpu:
+        sys.exit("error: --device cuda: too few GPUs")
 
 
 def make_envs(args: Args, num_envs: int, video_folder: Path | None = None) -> gym.vector.VectorEnv:
     """N environments as one: observations (N, O), actions (N, C). With a folder, each episode becomes a film there."""
     mode = "sync" if video_folder else None if args.vectorization == "auto" else args.vectorization
-    record = [lambda env: gym.wrappers.RecordVideo(env, str(video_folder), lambda episode: True)] * bool(video_folder)
+    record = [lambda env: gym.wrappers.RecordVideo(env, str(video_folder), lambda _: True)] if video_folder else []
     film = {"render_mode": "rgb_array", "wrappers": record} if video_folder else {}
     try:
         envs = gym.make_vec(args.env_id, num_envs, mode, **film)
@@ -129,7 +129,7 @@ def make_envs(args: Args, num_envs: int, video_folder: Path | None = None) -> gy
 
 
 class RunningMeanStd(nn.Module):
-    """Mean and variance of all data so far, as buffers: saved with the agent, and constant but for `update`."""
+    """Mean and variance of all data so far, as buffers: saved with the agent, and changed by `update` alone."""
 
     def __init__(self, shape: tuple[int, ...] = ()):
         super().__init__()
@@ -137,11 +137,11 @@ class RunningMeanStd(nn.Module):
         self.count = nn.Buffer(torch.zeros(shape, dtype=torch.int64))
 
     def update(self, data: np.ndarray) -> None:
-        """Take in data (any number, *shape), in a data-parallel run that of all processes."""
+        """Add data (any number, *shape), in a data-parallel run those of all processes."""
         mean, var, count = (x.cpu().double() for x in (self.mean, self.var, self.count))
         x = torch.from_numpy(data).double() - mean
         new, deviations, squares = WORLD_SIZE * all_mean(torch.stack([x**0, x, x**2]).sum(1))  # sums over all processes
-        shift = deviations / (count + new)  # of the mean, around which all squares are taken
+        shift = deviations / (count + new)  # how far the mean moves; squares are of distances from the old one
         self.var.copy_(((var * count + squares) / (count + new) - shift**2).clamp(min=0))  # rounding can go below
         self.mean.copy_(mean + shift)
         self.count.copy_(count + new)
@@ -161,7 +161,7 @@ class Agent(nn.Module):
         super().__init__()
         shape, space = envs.single_observation_space.shape, envs.single_action_space
         choices = np.ravel(getattr(space, "nvec", np.full(space.shape, 2 if space.shape else space.n)))
-        self.exists = np.arange(choices.max()) < choices[:, None]  # (C, K): some components have less than K choices
+        self.exists = np.arange(choices.max()) < choices[:, None]  # (C, K): some components have fewer than K choices
         self.norm_obs, self.obs_stats, self.return_stats = args.norm_obs, RunningMeanStd(shape), RunningMeanStd()
         self.encoder = nn.Sequential(linear(*shape, 64), nn.Tanh())
         self.cell = (nn.LSTM if args.rnn == "lstm" else nn.GRU)(64, args.rnn_size)
@@ -176,7 +176,7 @@ class Agent(nn.Module):
     def network(self, obs: torch.Tensor, memory=None, valid=None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Observations (M, O), a step of N environments or T of them one after the other, and memory (S, N, H) before →
         the policy's outputs, values (M,), and memory after. Acting and learning share it: change it here.
-        A step that is not `valid` (M,) sees the last of an episode: after it, memory is zero (detail 34)."""
+        A step that is not `valid` (M,) sees an episode's last observation: after it, memory is zero (detail 34)."""
         if self.norm_obs:  # details 28 and 29
             obs = ((obs - self.obs_stats.mean) / (self.obs_stats.var + 1e-8).sqrt()).clamp(-10, 10)
         memory = self.start.repeat(1, len(obs), 1) if memory is None else memory
@@ -223,7 +223,7 @@ class Agent(nn.Module):
         return torch.empty(*shape, *self.exists.shape).exponential_().log().neg().numpy()
 
     def masks(self, info: dict, ended: np.ndarray) -> np.ndarray:
-        """Choices (N, C, K) that `action_mask` in `info` allows (detail d): ones in an array or in a tuple of them."""
+        """Choices (N, C, K) that `action_mask` in `info` allows (detail d); it is an array or a tuple of arrays."""
         masks = np.repeat(self.exists[None], len(ended), axis=0)
         for n in np.flatnonzero(info.get("_action_mask", "action_mask" in info) & ~ended):  # who sent one, and plays
             masks[n, self.exists] = np.concatenate(info["action_mask"][n], axis=None)
@@ -286,7 +286,7 @@ def compute_gradient(agent: Agent, params: list, batch: dict, clip_coef: torch.T
 
 
 def load_checkpoint(run: str | Path, **parts) -> dict:
-    """What a run saved, from its folder or a file; it can't run code. `parts` take over their saved states."""
+    """What a run saved, from its folder or a file, read as data: no code runs. `parts` load their saved states."""
     path = Path(run, "checkpoint.pt") if Path(run).is_dir() else Path(run)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -331,7 +331,7 @@ def process_settings():
         for number in (signal.SIGINT, signal.SIGTERM):
             with suppress(ValueError):  # outside of the main thread, where signals don't arrive
                 at_end.callback(signal.signal, number, signal.signal(number, lambda x, _: stop_signals.append(x)))
-        torch.set_num_threads(1)  # these networks are too small to be shared out
+        torch.set_num_threads(1)  # these networks are too small for several threads: delete this for a larger one
         yield
 
 
@@ -340,7 +340,7 @@ def train(args: Args) -> dict:
     """Train, log to `runs/`, save checkpoints, show progress; exits with one line for mistakes. Returns agent, run_dir,
     global_step, episodes (return and length of each of the last 100), and exit_code (0, or 128 + signal)."""
     saved = {"args": args, "global_step": 0, "episodes": []} if args.resume is None else load_checkpoint(args.resume)
-    args = replace(saved["args"], **{name: getattr(args, name) for name in args.given})
+    args = replace(saved["args"], **{name: getattr(args, name) for name in {"resume", *args.given}})
     check_args(args)
     T, N, batch_size = args.num_steps, args.num_envs // WORLD_SIZE, args.num_steps * args.num_envs
     global_step, episodes = saved["global_step"], saved["episodes"]
@@ -353,15 +353,15 @@ def train(args: Args) -> dict:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, matrix products don't repeat exactly
         torch.use_deterministic_algorithms(args.torch_deterministic)
     if WORLD_SIZE > 1 and not dist.is_initialized():
-        dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl")  # by default, one device's
+        dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl")  # statistics are on the CPU
     torch.manual_seed(args.seed)  # the same in all processes, so that they begin with the same parameters
-    env_seed = hash((args.seed, global_step, RANK)) % 2**31  # others in processes and in resumed runs
+    env_seed = hash((args.seed, global_step, RANK)) % 2**31  # another one in each process, and after resuming
     envs = make_envs(args, N)
     at_end.callback(envs.close)
     agent = Agent(envs, args).to(device)
     params = [param for param in agent.parameters() if param.requires_grad]
-    flat = nn.utils.parameters_to_vector(params).detach()  # one tensor, of which the parameters become views: clipping
-    nn.utils.vector_to_parameters(flat, params)  # and Adam then touch one, not each of them
+    flat = nn.utils.parameters_to_vector(params).detach()  # the parameters become views of it: clipping and Adam then
+    nn.utils.vector_to_parameters(flat, params)  # handle one tensor, with one gradient; each parameter's .grad is None
     optimizer = torch.optim.Adam([flat], eps=1e-5, fused=True)  # detail 3
     stateful = {"agent": agent, "optimizer": optimizer}  # saved and resumed by their state_dict: add yours here
     if args.resume is not None:
@@ -371,7 +371,7 @@ def train(args: Args) -> dict:
     masks, actions = np.tile(agent.exists, (T + 1, N, 1, 1)), np.zeros((T, N, len(agent.exists)), np.int64)
     rewards, discounted_returns = np.zeros((2, T, N), np.float32)
     terminated, truncated, valid = np.zeros((3, T, N), bool)
-    episode, discounted_return = np.zeros((2, N)), np.zeros(N)  # return and length so far, of running episodes
+    episode, discounted_return = np.zeros((2, N)), np.zeros(N)  # of running episodes; `episode`: returns and lengths
     ended = np.zeros(N, bool)  # by the last step, so that the next one only resets
     obs[T], info = envs.reset(seed=env_seed)
     masks[T] = agent.masks(info, ended)
@@ -410,12 +410,12 @@ def train(args: Args) -> dict:
         for t in range(T):
             actions[t] = agent.act(obs[t], masks[t], noise[t])
             obs[t + 1], reward, terminated[t], truncated[t], info = envs.step(actions[t])
-            rewards[t], valid[t] = reward, ~ended  # if the last one was an end, this only resets: it counts nowhere
+            rewards[t], valid[t] = reward, ~ended  # right after an end, a step only resets: nothing is learned from it
             agent.memory[:, ended] = 0  # and the next observation is the first of an episode (detail 34)
             ended = terminated[t] | truncated[t]
             masks[t + 1] = agent.masks(info, ended) if "action_mask" in info else agent.exists
             discounted_returns[t] = discounted_return = discounted_return * args.gamma + reward
-            episode += reward, valid[t]
+            episode += reward, valid[t]  # its two rows: return and length
             if ended.any():
                 finished += episode.T[ended].tolist()
                 episode[:, ended] = discounted_return[ended] = 0
@@ -423,7 +423,7 @@ def train(args: Args) -> dict:
             agent.return_stats.update(discounted_returns[valid])
             rewards[:] = (rewards / (agent.return_stats.var.item() + 1e-8) ** 0.5).clip(-10, 10)
 
-        # Estimate. The policy has not changed since it acted, and one pass over the rollout costs a fraction of T
+        # Estimate, all T steps at once: the policy is still the one that acted, and one pass is cheaper than T
         batch = {"obs": obs[:T], "actions": actions, "valid": valid}
         batch["masks"] = masks[:T]
         batch = {name: torch.from_numpy(x).to(device, non_blocking=True).flatten(0, 1) for name, x in batch.items()}
@@ -444,7 +444,7 @@ def train(args: Args) -> dict:
                 minibatch["memory"] = memory[:, chosen]  # of the rollout's start: the others are rebuilt (detail 36)
                 flat.grad, losses = compute_gradient(agent, params, minibatch, clip_coef, args)
                 optimizer.step()
-                diagnostics.append(torch.stack([*losses.values()]))  # a copy: CUDA graphs use their memory again
+                diagnostics.append(torch.stack([*losses.values()]))  # a copy: CUDA graphs reuse their memory
             approx_kl = torch.stack(diagnostics[-args.num_minibatches :]).mean(0)[[*losses].index("approx_kl")]
             if args.target_kl is not None and all_mean(approx_kl) > args.target_kl:  # detail c
                 break
@@ -452,7 +452,7 @@ def train(args: Args) -> dict:
         agent.obs_stats.update(obs[:T][valid])
         global_step += batch_size
 
-        # Log means over minibatches and valid samples; of several processes, the means of theirs
+        # Log means over minibatches and valid samples, and over processes
         losses = dict(zip(losses, torch.stack(diagnostics).mean(0).tolist(), strict=True))  # read at once
         if broken := [k for k, x in (losses | agent.state_dict()).items() if not torch.as_tensor(x).isfinite().all()]:
             sys.exit(f"error: before step {global_step}, no longer finite: {broken[:6]}; lower --learning-rate?")

@@ -860,14 +860,17 @@ default arguments are saved | ppo | a checkpoint holds the arguments | checkpoin
 + "args": asdict(Args())
 given arguments are ignored | ppo | what is given to a resumed run holds
 | checkpoint::TestResuming::test_what_is_given_holds_and_the_rest_is_as_saved
-- **{name: getattr(args, name) for name in args.given})
+- **{name: getattr(args, name) for name in {"resume", *args.given}})
 + resume=args.resume)
 defaults win | ppo | what is not given to a resumed run is as it was
 | checkpoint::TestResuming::test_what_is_given_holds_and_the_rest_is_as_saved
-- args = replace(saved["args"], **{name: getattr(args, name) for name in args.given})
+- args = replace(saved["args"], **{name: getattr(args, name) for name in {"resume", *args.given}})
 + pass
+a notebook's resume is forgotten | ppo | what a notebook sets holds | train::TestProcess
+- for name in {"resume", *args.given}})
++ for name in args.given})
 what is set later is ignored | ppo | what a notebook sets holds | train::TestProcess
-- **{name: getattr(args, name) for name in args.given})
+- **{name: getattr(args, name) for name in {"resume", *args.given}})
 + **args.given)
 defaults win on the command line | ppo | what is not given to a resumed run is as it was
 | checkpoint::TestResuming::test_what_is_given_holds_and_the_rest_is_as_saved
@@ -1325,8 +1328,8 @@ memory is kept for ever | pixels | at the end, the process is as it was | procge
 - at_end.callback(mallopt, option, usual * mallopt(option, value))
 + mallopt(option, value)
 levels below zero | procgen | a user's mistake is one line | procgen::TestMistakes
-- "num_levels", "start_level")  # these
-+ "num_levels")  # these
+- "start_level": 0, "stop_return"
++ "stop_return"
 """
 
 

@@ -322,7 +322,7 @@ MISTAKES = {
     "misspelt": ({"env_id": "HalfCheeta-v5"}, "Did you mean: `HalfCheetah`?"),
     "images": ({"env_id": "CarRacing-v3"}, "ppo_atari.py (pixels)"),
     "old version": ({"env_id": "Hopper-v1"}, "--env-id Hopper-v1"),
-    "minibatches": ({"num_minibatches": 33}, "processes must divide num_envs; num_minibatches, each"),
+    "minibatches": ({"num_minibatches": 33}, "num_minibatches must cut num_envs"),
     "not in EnvPool": ({"env_id": "worlds:Continuous", "vectorization": "envpool"}, "is not supported"),
     "discrete in EnvPool": ({"env_id": "CartPole-v1", "vectorization": "envpool"}, "has Discrete(2)"),
 }

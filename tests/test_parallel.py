@@ -355,7 +355,10 @@ def test_processes_without_a_gpu_where_there_is_one(name, monkeypatch):
 def test_environments_that_can_not_be_shared_out(tmp_path):
     code, printed = launch(tmp_path, ROOT / "ppo.py", "--num-envs", "3")
     assert code != 0
-    assert all(out == "" and err.startswith("error: processes must divide num_envs; ") for out, err in printed)
+    assert all(
+        out == "" and err.startswith("error: num_minibatches must cut num_envs * num_steps of each process ")
+        for out, err in printed
+    )
     assert not (tmp_path / "runs").exists()
 
 

@@ -349,7 +349,13 @@ class TestProcess:
         """A notebook changes arguments that it has."""
         args = Args(total_timesteps=512)
         args.total_timesteps = 1024
-        assert train(args)["global_step"] == 1024
+        result = train(args)
+        assert result["global_step"] == 1024
+        args = Args(total_timesteps=1536)
+        args.resume = str(result["run_dir"])
+        resumed = train(args)
+        assert resumed["run_dir"] == result["run_dir"] and resumed["global_step"] == 1536
+        assert ppo.load_checkpoint(result["run_dir"])["optimizer"]["state"][0]["step"] == 3 * 16
 
     def test_in_another_thread(self):
         """Where no signal arrives."""
