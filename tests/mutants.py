@@ -1198,9 +1198,30 @@ filming once, filming always | ppo | a run that was filmed evaluates without | w
 curves only in TensorBoard | ppo | W&B gets the curves, too | watching::TestTracking
 - sync_tensorboard=True
 + sync_tensorboard=False
-the seed of EnvPool stays | continuous | EnvPool's episodes differ in resumed runs, too | envpool
+the seed of EnvPool stays | continuous | EnvPool's episodes differ in resumed runs, too | envpool::test_seeds_of_a_run
 - make_envs(replace(args, seed=env_seed), N)
-+ make_envs(args, N)
++ make_envs(replace(args, seed=args.seed), N)
+long episodes are cut | ppo | evaluation plays whole episodes | checkpoint::TestEvaluating
+- max_length=10**9
++ max_length=2000
+a GPU only for those who ask | pixels | pixels use a GPU where there is one | command_line::test_devices
+- args.device != "cpu" and torch
++ args.device == "cuda" and torch
+one GPU for all processes | all | each process has its own | command_line::test_devices
+- f"cuda:{LOCAL_RANK}"
++ "cuda:0"
+W&B refuses what it knows | ppo | a resumed run goes on in W&B | watching::TestTracking
+- "resume": "allow"
++ "resume": "never"
+ids without seed and time | ppo | two runs are two in W&B | watching::TestTracking
+- run_dir.name[-64:]
++ run_dir.name[:64]
+a camera that is not there | continuous | films of models without one | continuous::test_the_camera_of_films
+- 0 if envs.envs[0].unwrapped.model.ncam else -1
++ 0
+the script's name alone | ppo | what is printed can be typed | command_line::test_an_environment_from_the_current_folder
+- os.path.relpath(__file__)
++ Path(__file__).name
 processes that the machine's GPU connects | all | what is on the CPU can be averaged
 | parallel::test_processes_without_a_gpu_where_there_is_one
 - init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl")

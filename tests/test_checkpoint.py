@@ -391,6 +391,13 @@ class TestEvaluating:
             results = evaluate(agent, args, 6, max_length=max_length)
             assert results == [(100 * k * n + n * (n - 1) / 2, n) for k, n in enumerate(lengths)]
 
+    def test_long_episodes(self):
+        """Are played to their end; films of training are cut."""
+        gym.register("Long", gym.spec("MountainCar-v0").entry_point, max_episode_steps=2500)
+        settings = {"env_id": "Long", "num_steps": 16, "total_timesteps": 64}
+        agent = train(Args(**settings))["agent"]
+        assert [length for _, length in evaluate(agent, Args(**settings), 2)] == [2500, 2500]
+
     def test_an_interrupted_episode_does_not_count(self, monkeypatch):
         """Nor is there another one."""
         run_dir = counting(monkeypatch)["run_dir"]

@@ -18,6 +18,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+import tyro
 
 import ppo
 import ppo_continuous
@@ -42,6 +43,21 @@ def script_requirements(script):
     return tomllib.loads("\n".join(line[2:] for line in block.splitlines()))
 
 
+def test_commands_in_texts():
+    """Whatever README, docs and docstrings say to type is what the scripts take; `…` stands for a script's name."""
+    paths = [ROOT / "README.md", *ROOT.glob("docs/*.md"), ROOT / "benchmarks" / "README.md"]
+    texts = {path.name: path.read_text() for path in paths}
+    texts |= {name: (ROOT / name).read_text().replace("… --", f"{name} --") for name in OURS}
+    count = 0
+    for text in texts.values():
+        for script, words in re.findall(r"(?:python|torchrun [^\n]*?) (ppo\w*\.py)( --[^`\n]*)?", text):
+            arguments = re.sub(r" +#.*| && .*|[,;.:)*]+$", "", words.replace("SEED", "1")).split()
+            module = importlib.import_module(script[:-3])
+            module.check_args(tyro.cli(module.Args, args=[x for x in arguments if x != "["]))
+            count += 1
+    assert count > 20
+
+
 @SCRIPTS
 def test_the_script_and_the_requirements_agree(script):
     wanted = (ROOT / "requirements.txt").read_text().split("\n")
@@ -54,6 +70,16 @@ def test_the_script_and_the_requirements_agree(script):
         assert line.endswith(version)
         extras = [set(re.findall(r"[\w-]+", "".join(re.findall(r"\[.*\]", text)))) for text in (requirement, line)]
         assert extras[0] <= extras[1]
+
+
+VECTORS = {"box2d", "classic-control"}
+INDIRECTLY = {  # packages and gymnasium's extras without which its environments or their films are not made
+    "ppo.py": (set(), VECTORS),
+    "ppo_continuous.py": ({"mujoco"}, VECTORS | {"mujoco"}),
+    "ppo_atari.py": ({"opencv_python_headless"}, set()),
+    "ppo_procgen.py": ({"envpool", "pyqt5_qt5"}, set()),
+    "ppo_lstm.py": (set(), VECTORS),
+}
 
 
 @SCRIPTS
@@ -72,7 +98,10 @@ def test_the_script_names_all_that_it_imports(script):
     always = imports(tree.body)
     indirectly = {"mujoco", "opencv_python_headless"}  # by gymnasium
     indirectly |= {"envpool", "pyqt5_qt5"} if script == "ppo_procgen.py" else set()  # when environments are made
-    assert imports(list(ast.walk(tree))) == always == names(script_requirements(script)["dependencies"]) - indirectly
+    needed = script_requirements(script)["dependencies"]
+    assert imports(list(ast.walk(tree))) == always == names(needed) - indirectly
+    extras = {*re.findall(r"[\w-]+", re.search(r"gymnasium(?:\[(.*?)\])?==", " ".join(needed))[1] or "")}
+    assert (names(needed) & indirectly, extras) == INDIRECTLY[script]
     optional = {*re.findall(r'__import__\("(\w+)"\)', (ROOT / script).read_text())} - sys.stdlib_module_names
     assert optional - {"wandb"} == ({"envpool"} if script in ("ppo_continuous.py", "ppo_procgen.py") else set())
     assert optional <= names((ROOT / "requirements.txt").read_text().split("\n"))
@@ -125,8 +154,9 @@ def test_an_environment_from_the_current_folder(tmp_path):
     code = re.search(r"```python\n(import gymnasium as gym\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
     (tmp_path / "my_envs.py").write_text(code)
     args = ("--total-timesteps", "512", "--vectorization", "async")
-    code, _, err = run("--env-id", "my_envs:Corridor-v0", *args, folder=tmp_path)
+    code, out, err = run("--env-id", "my_envs:Corridor-v0", *args, folder=tmp_path)
     assert code == 0, err
+    assert f"python {os.path.relpath(ROOT / 'ppo.py', tmp_path)} --evaluate runs/" in out
     assert len(list(tmp_path.glob("runs/my_envs_Corridor-v0__ppo__1__*"))) == 1
 
 
@@ -421,6 +451,38 @@ def test_compiling_without_a_compiler(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SystemExit, match=r"--compile a C\+\+ compiler"):
         train(Args(compile=True))
+
+
+class Chosen(Exception):
+    """What a run computes on."""
+
+
+@pytest.mark.parametrize("name", [script[:-3] for script in OURS])
+def test_devices(name, monkeypatch):
+    """The CPU for vectors, and for pixels a GPU where there is one; each process has its own."""
+
+    def choose(device):
+        raise Chosen(device)
+
+    script, gpus = importlib.import_module(name), [2]
+    monkeypatch.setattr(script, "LOCAL_RANK", 1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus[0])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus[0] > 0)
+    monkeypatch.setattr(torch.cuda, "set_device", choose)
+    monkeypatch.setattr(script, "make_envs", lambda *_: choose("cpu"))  # what comes next
+
+    def chosen(**given):
+        with pytest.raises(Chosen) as found:
+            script.train(script.Args(**given))
+        return str(found.value)
+
+    assert chosen() == ("cuda:1" if name in ("ppo_atari", "ppo_procgen") else "cpu")
+    assert chosen(device="cuda") == "cuda:1"
+    assert chosen(device="cpu") == chosen(cuda=False) == chosen(device="cuda", cuda=False) == "cpu"
+    for gpus[0] in (1, 0):
+        with pytest.raises(SystemExit, match="error: --device cuda: too few GPUs"):
+            script.train(script.Args(device="cuda"))
+    assert chosen() == "cpu"
 
 
 def test_no_cuda_wins():

@@ -173,6 +173,7 @@ def test_a_command_is_measured(tmp_path, monkeypatch):
     assert steps.tolist() == [512, 1024, 1536, 2048, 2560, 3072, 3584, 4096] and (returns > 9).all()
     assert (np.diff(seconds) > 0).all() and seconds[-1] < found["seconds"]
     assert seconds[0] > seconds[-1] - seconds[0]  # the start counts, and takes longer than seven iterations
+    assert found["steady_sps"] == pytest.approx((steps[-1] - steps[2]) / (seconds[-1] - seconds[2]), rel=0.2)
     assert found["return"] == pytest.approx(returns[-1]) and 100 < found["memory_mib"] < 2000
     with pytest.raises(RuntimeError, match="--gamma 2 failed"):
         compare.measure(tmp_path, "ppo.py --gamma 2", 3, {*list(compare.os.sched_getaffinity(0))[:1]})
@@ -209,6 +210,13 @@ class TestRunAll:
 
         assert self.run(tmp_path, monkeypatch, fails)["failed"] == "RuntimeError: no room"
         assert self.run(tmp_path, monkeypatch, measured)["return"] == 1
+
+    def test_another_command_is_run_anew(self, tmp_path, monkeypatch):
+        first = self.run(tmp_path, monkeypatch, measured)
+        again = lambda *job: measured(*job) | {"return": 2.0}  # noqa: E731
+        assert self.run(tmp_path, monkeypatch, again) == first
+        monkeypatch.setitem(compare.ROWS["MountainCar-v0"], "recipe", "ppo.py --env-id MountainCar-v0")
+        assert self.run(tmp_path, monkeypatch, again)["return"] == 2
 
     def test_what_another_process_has_done(self, tmp_path, monkeypatch):
         """Between the beginning and the turn of a run, it is not run again."""

@@ -295,6 +295,14 @@ def test_same_seed_same_run_resumed_and_compiled_the_same():
     assert more[0]["global_step"] == 1280 and not torch.equal(parameters(more[0]), parameters(runs[0]))
 
 
+def test_the_camera_of_films(tmp_path, monkeypatch):
+    """The model's own, which follows; where it has none, the free one."""
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    for env_id, camera in {"HalfCheetah-v5": 0, "InvertedPendulum-v5": -1}.items():
+        envs = ppo.make_envs(Args(env_id=env_id), 1, tmp_path).unwrapped
+        assert envs.envs[0].unwrapped.mujoco_renderer.camera_id == camera
+
+
 @pytest.mark.skipif(not ctypes.util.find_library("EGL"), reason="MuJoCo draws with EGL where there is no display")
 def test_mujoco_is_drawn_without_a_display(tmp_path):
     """And the camera follows: body and limbs are red or purple, floor and sky are not."""

@@ -31,6 +31,18 @@ def place(env, obs):
         env.unwrapped.set_state(state[: model.nq], state[model.nq :])
 
 
+def test_seeds_of_a_run(monkeypatch):
+    """Another process, part of a resumed run, or seed has other episodes; saved is the seed that was given."""
+    made, original = [], ppo.make_envs
+    monkeypatch.setattr(ppo, "make_envs", lambda args, *rest: made.append(args.seed) or original(args, *rest))
+    run_dir = ppo.train(ppo.Args(**PENDULUM, total_timesteps=16))["run_dir"]
+    ppo.train(ppo.Args(resume=str(run_dir), total_timesteps=32))
+    monkeypatch.setattr(ppo, "RANK", 1)
+    ppo.train(ppo.Args(**PENDULUM, total_timesteps=16))
+    ppo.train(ppo.Args(**PENDULUM, total_timesteps=16, seed=2))
+    assert len({*made}) == 4 and ppo.load_checkpoint(run_dir)["args"].seed == 1
+
+
 # environment: steps for which chaos leaves the two within the tolerance, and that tolerance
 TASKS = {
     "HalfCheetah-v5": (30, 1e-6),

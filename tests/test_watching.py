@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -114,6 +115,21 @@ class TestTracking:
         for name, points in logged.items():
             curve = {row["global_step"]: row[name] for row in rows if name in row}
             assert curve == pytest.approx(points, rel=1e-5, abs=1e-8), name
+
+    def test_what_wandb_is_told(self, monkeypatch):
+        """A resumed run goes on; an id has W&B's 64 characters, and is of one run; a notebook tracks several."""
+        told = []
+        wandb = SimpleNamespace(init=lambda **given: told.append(given))
+        monkeypatch.setitem(sys.modules, "wandb", wandb)
+        name = "a_name_that_is_longer_than_an_id_of_Weights_and_Biases_may_be_by_far"
+        settings = {"track": True, "exp_name": name, "num_steps": 16}
+        runs = [train(Args(total_timesteps=64, seed=seed, **settings))["run_dir"] for seed in (1, 2)]
+        train(Args(resume=str(runs[0]), total_timesteps=128))
+        ids = [given["id"] for given in told]
+        assert ids[0] == ids[2] != ids[1] and all(
+            len(x) == 64 and runs[i].name.endswith(x) for i, x in enumerate(ids[:2])
+        )
+        assert {given["resume"] for given in told} == {"allow"} and {x["reinit"] for x in told} == {"finish_previous"}
 
     def refused(self, **given):
         with pytest.raises(SystemExit) as stopped:
