@@ -2,6 +2,8 @@
 
 import faulthandler
 import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +33,8 @@ def pytest_addoption(parser):
 def pytest_cmdline_main(config):
     """The tests of a fork take less than three minutes on two cores, which pytest-xdist shares out."""
     main = "PYTEST_XDIST_WORKER" not in os.environ and not config.option.usepdb
+    if main and config.getoption("dist", "no") == "no":
+        config.option.dist = "loadgroup"  # what is made for several tests, by one process alone
     if main and config.getoption("--script") and config.getoption("numprocesses", 0) is None:
         config.option.numprocesses = min(2, os.cpu_count())
 
@@ -42,6 +46,22 @@ def pytest_configure(config):
         config.option.tbstyle = "short" if config.option.tbstyle == "auto" else config.option.tbstyle
     if not config.getoption("gpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # also for the processes that tests start: one machine is as the other
+
+
+def two_processes(*words):
+    """Runs Python with these words in two processes that find each other, as torchrun starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        found = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    found |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    processes = []
+    for rank in ("0", "1"):
+        environment = os.environ | found | {"RANK": rank, "LOCAL_RANK": rank}
+        command = [sys.executable, *map(str, words)]
+        processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    for process in processes:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err[-3000:]
 
 
 def make_agent(script, obs_size, space, **arguments):

@@ -511,12 +511,3 @@ def test_a_trained_policy_in_ones_own_code(script):
     else:
         np.testing.assert_allclose(actions, agent.network(torch.tensor(obs))[0].detach())
     assert digest(run_dir) == before
-
-
-def test_importing_does_nothing(tmp_path):
-    code = "import sys, torch; threads = torch.get_num_threads(); import ppo; assert torch.get_num_threads() == threads"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
-    assert list(tmp_path.iterdir()) == []

@@ -175,6 +175,7 @@ def test_a_command_is_measured(tmp_path, monkeypatch):
     assert seconds[0] > seconds[-1] - seconds[0]  # the start counts, and takes longer than seven iterations
     assert found["steady_sps"] == pytest.approx((steps[-1] - steps[2]) / (seconds[-1] - seconds[2]), rel=0.2)
     assert found["return"] == pytest.approx(returns[-1]) and 100 < found["memory_mib"] < 2000
+    monkeypatch.setattr(compare, "interpreter", lambda folder, side: "/bin/false")
     with pytest.raises(RuntimeError, match="--gamma 2 failed"):
         compare.measure(tmp_path, "ppo.py --gamma 2", 3, {*list(compare.os.sched_getaffinity(0))[:1]})
 

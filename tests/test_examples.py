@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib.util
+import io
 import itertools
 import os
 import subprocess
@@ -66,6 +67,19 @@ def probe(script, *numbers):
     return result.returncode, result.stdout.splitlines()
 
 
+def probe_here(script, *numbers):
+    """The same in this process, which has imported what takes time."""
+    sys.modules.pop(Path(script).stem, None)
+    path, out = [*sys.path], io.StringIO()
+    try:
+        sys.argv[:], argv = ["probes.py", script, *map(str, numbers)], [*sys.argv]
+        with contextlib.redirect_stdout(out):
+            return examples.probes.main(), out.getvalue().splitlines()
+    finally:
+        sys.argv[:], sys.path[:] = argv, path
+        sys.modules.pop(Path(script).stem, None)
+
+
 class TestProbes:
     """The program names the probe that shows a bug, and no other."""
 
@@ -99,14 +113,14 @@ class TestProbes:
     def test_wrong(self, script, bug, numbers, wrong, points_at):
         (mutant,) = (x for x in MUTANTS if x.name == bug)
         Path("my_ppo.py").write_text(mutant.plant((ROOT / script).read_text()))
-        exit_code, lines = probe("my_ppo.py", *numbers)
+        exit_code, lines = probe_here("my_ppo.py", *numbers)
         assert [i for i, line in zip(numbers, lines, strict=True) if not line.endswith(": ok")] == [wrong]
         assert exit_code == 1 and f"WRONG: {points_at}" in lines[[*numbers].index(wrong)]
 
     def test_broken(self):
         """One that stops with an error says so, and the others are still run."""
         Path("my_ppo.py").write_text((ROOT / "ppo.py").read_text().replace("log_ratio.exp()", "log_ratio.nothing()"))
-        exit_code, lines = probe("my_ppo.py", 1, 4)
+        exit_code, lines = probe_here("my_ppo.py", 1, 4)
         assert exit_code == 1 and len(lines) == 2 and all("it stopped: AttributeError" in line for line in lines)
 
     @pytest.mark.parametrize("name", ["examples.probes:Probe3-v0", "probes:ProbeContinuous7-v0"])

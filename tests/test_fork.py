@@ -9,8 +9,6 @@ import itertools
 import math
 import os
 import shutil
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +24,7 @@ from torch import nn
 from torch.distributions import Categorical, Independent, Normal
 
 import worlds
-from conftest import ROOT
+from conftest import two_processes
 from forks import DETAILS, documented
 from reference import Categoricals, Gaussians, Learner, Step, advantage_by_definition
 from test_gae import ends_at_random
@@ -850,13 +848,7 @@ def test_gradients_are_averaged_over_processes(request, arguments, tmp_path):
     """Each has samples of its own; what they learn is the same, bit for bit."""
     script = request.node.callspec.params["fork"]
     Path("process.py").write_text(PROCESS)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "process.py"]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    env_id = arguments("anything").env_id
-    done = subprocess.run(
-        [*command, str(script.path), env_id], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    two_processes("process.py", script.path, arguments("anything").env_id)
     first, second = (torch.load(f"process{rank}.pt") for rank in range(2))
     assert states_equal(first["state"], second["state"])
     assert len(first["gradients"]) == 2 * 2 * 2

@@ -15,7 +15,7 @@ from gymnasium.spaces import Box, Discrete
 
 import ppo_lstm as ppo
 import worlds
-from conftest import ROOT, make_agent
+from conftest import ROOT, make_agent, two_processes
 from examples.memory import Corridor
 from examples.probes import CHECKS, World, look
 from ppo_lstm import Args, evaluate, load, train
@@ -447,10 +447,7 @@ torch.save({"gradients": gradients, "state": agent.state_dict()}, f"process{os.e
 def test_two_processes():
     """Each has whole environments of its own; what they learn is the same, bit for bit."""
     Path("process.py").write_text(PROCESS)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "process.py"]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    two_processes("process.py")
     first, second = (torch.load(f"process{rank}.pt") for rank in range(2))
     assert all(torch.equal(x, second["state"][name]) for name, x in first["state"].items())
     assert len(first["gradients"]) == 3 * 2 * 2
