@@ -45,6 +45,7 @@ def plain(tmp_path_factory):
         return train(Args(env_id="CartPole-v1", **QUICK))["agent"]
 
 
+@pytest.mark.xdist_group("plain")
 def test_centred(plain):
     """The cart stays much nearer to the middle of the track."""
     env_id = "examples.cartpole_rewards:CartPoleCentred-v0"
@@ -52,6 +53,7 @@ def test_centred(plain):
     assert behaviour(shaped, env_id, 0) < 0.5 * behaviour(plain, "CartPole-v1", 0)
 
 
+@pytest.mark.xdist_group("plain")
 def test_spinning(plain):
     """The pole turns at more than half a revolution a second, where it hardly moved."""
     env_id = "examples.cartpole_rewards:CartPoleSpinning-v0"
