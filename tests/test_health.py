@@ -64,6 +64,8 @@ def test_solved(look):
         {"losses/approx_kl": 0.03 + 0.01 * NOISE, "losses/clipfrac": 0.32 + 0.1 * NOISE},  # as Walker2d's, fast recipe
         {"losses/approx_kl": np.where(PROGRESS == 0.0, 9.0, 3e-4)},  # a spike in one iteration
         {"losses/policy_std": 1 - 0.9 * PROGRESS},
+        {"losses/policy_std": 1 + 2.5 * np.sin(np.pi * PROGRESS)},  # it explored more for a while
+        {"losses/approx_kl": np.where(PROGRESS < 0.3, 3e-4, 1e-9)},  # it moved, and has come to rest
         {  # solved at once, but for a slip now and then: hardly any returns vary
             "charts/episodic_return": np.where(PROGRESS < 0.03, 20, 500 - 4 * (NOISE > 1)),
             "losses/explained_variance": np.full(ITERATIONS, -1.2),
