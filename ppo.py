@@ -99,7 +99,7 @@ def check_args(args: Args) -> None:
             sys.exit(f"error: --{name.replace('_', '-')} must be a plain number from {low} to {high}, not {value!r}")
     size, rest = divmod(args.num_envs * args.num_steps, args.num_minibatches * WORLD_SIZE)
     if args.num_envs % WORLD_SIZE or rest or not 1 + args.norm_adv <= size <= 10**8:  # one sample has advantage 0
-        sys.exit("error: num_minibatches must cut num_envs * num_steps of each process into equal parts of 2+ samples")
+        sys.exit("error: num_minibatches must cut num_envs * num_steps of each process into equal parts of 2 to 10**8")
     if args.env_id.count(":") > 1 or args.env_id.startswith(":"):
         sys.exit(f"error: --env-id {args.env_id}: must be EnvId or module:EnvId")
     no_gpu = args.cuda and args.device == "cuda" and torch.cuda.device_count() <= LOCAL_RANK
