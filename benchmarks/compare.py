@@ -447,6 +447,7 @@ def draw(record: dict) -> None:
                 x, returns = curves(runs, "seconds")
                 drawn = np.isfinite(returns).all(axis=-1)
                 name = contender if PEER in contender else f"ours, {contender}"
+                name = name.replace(PEER, "RecurrentPPO") if row == "CartPoleHidden-v0" else name
                 axes.plot(x[drawn], interquartile_mean(returns[drawn]), line, label=f"{name} ({len(runs)})")
                 if len(runs) >= FEW:
                     axes.fill_between(x[drawn], *interval(returns[drawn]), color=line[:2], alpha=0.2, linewidth=0)
