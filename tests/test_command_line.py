@@ -449,7 +449,7 @@ def test_nowhere_to_write(monkeypatch, tmp_path):
 
 def test_compiling_without_a_compiler(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(SystemExit, match=r"--compile a C\+\+ compiler"):
+    with pytest.raises(SystemExit, match=r"--compile: no C\+\+ compiler found"):
         train(Args(compile=True))
 
 
