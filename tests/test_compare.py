@@ -133,6 +133,16 @@ class TestRatios:
         others = [a_straight_line(1, 200) for _ in range(5)]
         assert compare.ratios(ours, others, peers, 100)[0][1] < compare.ratios(ours, others, peers, 100)[0][2]
 
+    def test_it_is_that_of_the_seeds_that_were_drawn(self, monkeypatch):
+        """Of the peers' themselves, where these are what is divided by."""
+        (ours, peers), draws = ([a_straight_line(1, 100) for _ in range(5)] for _ in range(2)), []
+        monkeypatch.setattr(compare, "smooth", lambda run, window: run)
+        monkeypatch.setattr(compare, "target_of", lambda runs: draws.append([*map(id, runs)]) or 0.0)
+        monkeypatch.setattr(compare, "reached", lambda run, target: draws[-1].append(id(run)) or (1.0, 1.0))
+        compare.ratios(ours, peers, peers, 100, draws=20)
+        assert all(draw[:5] == draw[10:] and not {*draw[5:10]} & {*draw[10:]} for draw in draws)
+        assert len({tuple(draw) for draw in draws}) > 15
+
     def test_one_that_failed_was_never_there(self):
         peers = [a_straight_line(1, 100) for _ in range(5)]
         for run in peers:
