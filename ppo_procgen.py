@@ -93,7 +93,7 @@ class Args:
         return args
 
 
-def check_args(args: Args) -> None:
+def check_args(args: Args, device: str) -> None:
     """Exit with one line for what would fail late, or never be noticed."""
     for name, value in asdict(args).items():  # integers from 1, others from 0, but for those named here: add yours
         lows = {"seed": 0, "num_levels": 0, "start_level": 0, "stop_return": -1e15}
@@ -106,9 +106,9 @@ def check_args(args: Args) -> None:
         sys.exit("error: num_minibatches must cut num_envs * num_steps of each process into equal parts of 2 to 10**8")
     if args.env_id.count(":") > 1 or args.env_id.startswith(":"):
         sys.exit(f"error: --env-id {args.env_id}: must be EnvId or module:EnvId")
-    no_gpu = args.cuda and args.device == "cuda" and torch.cuda.device_count() <= LOCAL_RANK
+    no_gpu = args.cuda and "cuda" in args.device + device and torch.cuda.device_count() <= LOCAL_RANK
     if no_gpu or (args.compile and not shutil.which(os.environ.get("CXX", "c++"))):
-        sys.exit("error: " + ("--device cuda: too few GPUs" if no_gpu else "--compile: no C++ compiler found"))
+        sys.exit("error: " + ("too few GPUs: --device cpu?" if no_gpu else "--compile: no C++ compiler found"))
 
 
 def make_procgen(args: Args, num_envs: int, folder: Path | None) -> gym.vector.VectorEnv:
@@ -358,13 +358,13 @@ def train(args: Args) -> dict:
     global_step, episodes (return and length of each of the last 100), and exit_code (0, or 128 + signal)."""
     saved = {"args": args, "global_step": 0, "episodes": []} if args.resume is None else load_checkpoint(args.resume)
     args = replace(saved["args"], **{name: getattr(args, name) for name in {"resume", *args.given}})
-    check_args(args)
+    device = f"cuda:{LOCAL_RANK}" if args.cuda and args.device != "cpu" and torch.cuda.is_available() else "cpu"
+    check_args(args, device)
     T, N, batch_size = args.num_steps, args.num_envs // WORLD_SIZE, args.num_steps * args.num_envs
     global_step, episodes = saved["global_step"], saved["episodes"]
     total_steps = global_step + (args.total_timesteps - global_step) // batch_size * batch_size
     if global_step >= total_steps:
         sys.exit(f"error: --total-timesteps has no room for {batch_size} steps after the {global_step} that are done")
-    device = f"cuda:{LOCAL_RANK}" if args.cuda and args.device != "cpu" and torch.cuda.is_available() else "cpu"
     if device != "cpu":
         torch.cuda.set_device(device)  # for pinned memory and NCCL, which would else take the first of several
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, matrix products don't repeat exactly

@@ -635,8 +635,8 @@ another kernel | atari | detail 21: the Nature CNN | reference
 - nn.Conv2d(32, 64, 4, 2)
 + nn.Conv2d(32, 64, 5, 2, 1)
 bytes as they are | atari | detail 22: divided by 255 | reference
-- .div_(255)).float()
-+ ).float()
+- .div_(255)) for x in
++ ) for x in
 bfloat16 by what another device can | atari | in hardware, where the network computes | atari::TestPrecision
 - self.bf16 and self.bf16[obs.is_cuda]
 + self.bf16 and any(self.bf16)
@@ -787,7 +787,7 @@ not finite, and goes on | ppo | training that turns non-finite stops | train::Te
 + if False]
 mistakes are not looked for | ppo | a mistake gets one line, before anything is written
 | command_line::test_a_mistake_gets_one_line_and_leaves_nothing
--     check_args(args)
+-     check_args(args, device)
 +     pass
 
 limits are not allowed | ppo | what is just allowed | command_line::test_what_is_just_allowed
@@ -1210,6 +1210,9 @@ a GPU only for those who ask | pixels | pixels use a GPU where there is one | co
 one GPU for all processes | all | each process has its own | command_line::test_devices
 - f"cuda:{LOCAL_RANK}"
 + "cuda:0"
+a GPU that only the first process has | all | a device that is not there is told | command_line::test_devices
+- torch.cuda.device_count() <= LOCAL_RANK
++ torch.cuda.device_count() == 0
 W&B refuses what it knows | ppo | a resumed run goes on in W&B | watching::TestTracking
 - "resume": "allow"
 + "resume": "never"
@@ -1321,10 +1324,10 @@ residual convolutions not orthogonal | procgen | detail 2 | fork::test_initial_w
 bytes go in | procgen | detail 22: divided by 255 | procgen::TestNetworks
 - .div_(255)
 + .div_(256)
-a rollout at once | procgen | memory | procgen::test_parts_of_rollouts
+a rollout at once | pixels | memory | procgen::test_parts_of_rollouts
 - obs.split(2048)
 + obs.split(2**20)
-the first part of a rollout | procgen | values and probabilities of all samples | procgen::test_parts_of_rollouts
+the first part of a rollout | pixels | values and probabilities of all samples | procgen::test_parts_of_rollouts
 - for x in obs.split(2048)]
 + for x in obs.split(2048)[:1] * len(obs.split(2048))]
 signs of rewards | procgen | no clipping of rewards beyond their scaling | procgen::test_rewards_are_not_clipped

@@ -54,7 +54,7 @@ def test_commands_in_texts():
             words = words.replace("SEED", "1").replace(" --help", "")
             arguments = re.sub(r" +#.*| && .*|[,;.:)*]+$", "", words).split()
             module = importlib.import_module(script[:-3])
-            module.check_args(tyro.cli(module.Args, args=[x for x in arguments if x != "["]))
+            module.check_args(tyro.cli(module.Args, args=[x for x in arguments if x != "["]), "cpu")
             count += 1
     assert count > 30
 
@@ -214,7 +214,7 @@ MISTAKES = {
     "too short": ({"total_timesteps": 511}, "--total-timesteps has no room for 512 steps after the 0 that are done"),
     "too large": ({"num_envs": 10**5, "num_steps": 10**4, "num_minibatches": 1}, "into equal parts of 2 to 10**8"),
     "lonely samples": ({"num_minibatches": 512}, "into equal parts of 2 to 10**8"),
-    "no cuda": ({"device": "cuda"}, "error: --device cuda: too few GPUs"),
+    "no cuda": ({"device": "cuda"}, "error: too few GPUs: --device cpu?"),
     "nothing to resume": ({"resume": "runs/nothing"}, "error: runs/nothing is missing, damaged, or of another"),
     "resume nothing": ({"resume": ""}, "error: checkpoint.pt is missing"),
 }
@@ -321,9 +321,9 @@ def test_each_process_needs_minibatches_of_its_own(num_envs, num_steps, monkeypa
     """Of two samples at least: an environment for each process alone is not enough."""
     monkeypatch.setattr(ppo, "WORLD_SIZE", 2)
     with pytest.raises(SystemExit, match="into equal parts of 2"):
-        ppo.check_args(Args(num_envs=num_envs, num_steps=num_steps))
-    ppo.check_args(Args(num_envs=4, num_steps=4))
-    ppo.check_args(Args(num_envs=2, num_steps=4, norm_adv=False))
+        ppo.check_args(Args(num_envs=num_envs, num_steps=num_steps), "cpu")
+    ppo.check_args(Args(num_envs=4, num_steps=4), "cpu")
+    ppo.check_args(Args(num_envs=2, num_steps=4, norm_adv=False), "cpu")
 
 
 def test_every_number_has_a_range():
@@ -345,7 +345,7 @@ LIMITS = {
 
 @pytest.mark.parametrize("name", LIMITS)
 def test_what_is_just_allowed(name):
-    ppo.check_args(Args(**LIMITS[name]))
+    ppo.check_args(Args(**LIMITS[name]), "cpu")
 
 
 @pytest.mark.parametrize("name", MISTAKES)
@@ -477,12 +477,15 @@ def test_devices(name, monkeypatch):
             script.train(script.Args(**given))
         return str(found.value)
 
-    assert chosen() == ("cuda:1" if name in ("ppo_atari", "ppo_procgen") else "cpu")
+    pixels = name in ("ppo_atari", "ppo_procgen")
+    assert chosen() == ("cuda:1" if pixels else "cpu")
     assert chosen(device="cuda") == "cuda:1"
     assert chosen(device="cpu") == chosen(cuda=False) == chosen(device="cuda", cuda=False) == "cpu"
-    for gpus[0] in (1, 0):
-        with pytest.raises(SystemExit, match="error: --device cuda: too few GPUs"):
-            script.train(script.Args(device="cuda"))
+    for gpus[0], devices in (1, ["cuda", "auto"][: 1 + pixels]), (0, ["cuda"]):  # the second process has none
+        for device in devices:
+            with pytest.raises(SystemExit, match=r"^error: too few GPUs: --device cpu\?$"):
+                script.train(script.Args(device=device))
+        assert chosen(device="cpu") == "cpu"
     assert chosen() == "cpu"
 
 

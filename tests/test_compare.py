@@ -41,7 +41,7 @@ def test_each_command_is_one_of_its_script(row, contender, command, monkeypatch)
     monkeypatch.setenv("CXX", sys.executable)  # any compiler
     script, *arguments = shlex.split(command)
     args = tyro.cli(SCRIPTS[script].Args, args=arguments)
-    SCRIPTS[script].check_args(args)
+    SCRIPTS[script].check_args(args, "cpu")
     assert row.split("-")[0] in args.env_id and args.seed == 1  # which `measure` gives
 
 

@@ -133,7 +133,7 @@ class TestProbes:
 import os, sys
 sys.path.append(os.getcwd())
 import {script[:-3]} as ppo
-ppo.check_args(args := ppo.Args(env_id={name!r}))
+ppo.check_args(args := ppo.Args(env_id={name!r}), "cpu")
 print(ppo.make_envs(args, 2).reset()[0].tolist())"""
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         result = subprocess.run(
@@ -153,7 +153,7 @@ def test_sweep():
     grid = [tyro.cli(Args, args=["--track", *flags]) for flags in itertools.product(*choices)]
     assert len({str(args) for args in grid}) == len(grid) == 24 * 3
     for args in grid:
-        check_args(args)
+        check_args(args, "cpu")
     assert args.track and args.env_id == "CartPole-v1" and args.seed == 3 and args.learning_rate == 0.005
 
 

@@ -23,12 +23,12 @@ TINY = {"env_id": "coinrun", "network": "nature", "num_envs": 2, "num_steps": 32
 TINY |= {"update_epochs": 1, "total_timesteps": 64}
 
 
-def make_agent(shape=(64, 64, 3), actions=15, **arguments):
+def make_agent(shape=(64, 64, 3), actions=15, script=ppo, **arguments):
     spaces = SimpleNamespace(
         single_observation_space=Box(0, 255, shape, np.uint8), single_action_space=Discrete(actions)
     )
     torch.manual_seed(0)
-    return ppo.Agent(spaces, Args(**{"bf16": False} | arguments))
+    return script.Agent(spaces, script.Args(**{"bf16": False} | arguments))
 
 
 def play(steps=100, num_envs=2, **arguments):
@@ -219,9 +219,12 @@ def test_the_number_of_parameters():
     assert count == convolutions + (2048 + 1) * 256 + (256 + 1) * 16 == 626_256
 
 
-def test_parts_of_rollouts():
-    """Its activations would need gigabytes."""
-    agent, sizes = make_agent(network="nature"), []
+@pytest.mark.parametrize(
+    "agent", [make_agent(network="nature"), make_agent(script=ppo_atari)], ids=["procgen", "atari"]
+)
+def test_parts_of_rollouts(agent):
+    """The activations of a large one would need gigabytes."""
+    sizes = []
     frames = torch.randint(0, 256, (2100, 64, 64, 3), dtype=torch.uint8)
     agent.trunk.register_forward_hook(lambda module, inputs, outputs: sizes.append(len(inputs[0])))
     with torch.no_grad():
@@ -356,8 +359,8 @@ class TestMistakes:
     def test_levels_below_zero(self):
         for name in ("num_levels", "start_level"):
             with pytest.raises(SystemExit, match=f"--{name.replace('_', '-')} must be a plain number from 0"):
-                ppo.check_args(Args(**{name: -1}))
-        ppo.check_args(Args(num_levels=0, start_level=0))
+                ppo.check_args(Args(**{name: -1}), "cpu")
+        ppo.check_args(Args(num_levels=0, start_level=0), "cpu")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc")

@@ -13,7 +13,7 @@ from conftest import ROOT
 
 SCRIPTS = {"ppo.py": 500, "ppo_continuous.py": 500, "ppo_atari.py": 540, "ppo_procgen.py": 540, "ppo_lstm.py": 540}
 PARENTS = {"ppo_procgen.py": "ppo_atari.py"}  # which script a variant was cut from; else ppo.py
-LIMIT = {"ppo_procgen.py": 104, "ppo_lstm.py": 106}  # changed lines against that, as diff counts them; else 90
+LIMIT = {"ppo_procgen.py": 102, "ppo_lstm.py": 106}  # changed lines against that, as diff counts them; else 90
 GAMES = "import ale_py  # noqa: F401 (registers its games)"
 ROOMS = "Args check_args make_envs RunningMeanStd Agent compute_gae ppo_loss load_checkpoint evaluate train"
 AT_THE_END = {"ppo_procgen.py": 7}  # changed lines there: evaluation on two sets of levels
@@ -54,7 +54,6 @@ VARIANTS = {
         "Stage.__init__": ("the IMPALA network", 3),
         "Stage.forward": ("the IMPALA network", 4),
         "Agent.__init__": ("the choice of a network", 6),
-        "Agent.network": ("memory for deep networks", 2),
         "train": ("no lives, no signs of rewards, EnvPool's seed", 7),
     },
     "ppo_lstm.py": {
