@@ -72,7 +72,9 @@ def find(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[str]:
     check("losses/policy_std", lambda parts: parts[-1], 0, 2, "", "actions are ever more random: lower --ent-coef")
     check(VARIANCE, max, 0.1, 1, "values explain nothing: --no-clip-vloss, --norm-reward, a larger --vf-coef", "")
     if not learned:
+        falls = parts[0].mean() - parts[-1].mean() > 3 * noise * (1 / len(parts[0]) + 1 / len(parts[-1])) ** 0.5
         change = "no clear rise since the start: see the other lines; if there are none, rewards may be too rare"
+        change = f"it falls: {LESS}; if that changes nothing, is the sign of rewards right?" if falls else change
         found.append(f"{RETURN} is {parts[-1].mean():.4g} (healthy: well above {parts[0].mean():.4g}): {change}")
     elif len(returns) >= ENOUGH:
         low, fallen = (3 * parts[0].mean() + best.mean()) / 4, f"it has fallen from {best.mean():.4g}: {LESS}"
@@ -94,6 +96,8 @@ def main() -> int:
         iterations = max(len(values) for name, (_, values) in curves.items() if name.startswith("losses/"))
         found = find(curves)
         verdict = f"{len(found)} to look at" if found else "healthy" if iterations >= ENOUGH else "too early to say"
+        if verdict == "healthy" and len(curves.get(RETURN, ((), ()))[1]) < ENOUGH:
+            verdict += ", but for too few returns to judge them"
         print(f"{run}: {verdict} ({iterations:,} iterations)")
         for line in found:
             print(f"  {line}")

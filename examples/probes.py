@@ -230,8 +230,9 @@ def main() -> int:
     parser.add_argument("numbers", nargs="*", type=int, help="of the probes to run; all if none is given")
     args = parser.parse_args()
     path = args.script.resolve()
-    if not path.is_file() or not {*args.numbers} <= {*CHECKS}:
-        parser.error(f"there is no {path}" if not path.is_file() else "probes have numbers from 1 to 7")
+    if not path.is_file() or path.suffix != ".py" or not {*args.numbers} <= {*CHECKS}:
+        found = path.is_file() and path.suffix == ".py"
+        parser.error("probes have numbers from 1 to 7" if found else f"there is no script {path}")
     sys.path.insert(0, str(path.parent))
     script = importlib.import_module(path.stem)
     wrong, name = 0, None

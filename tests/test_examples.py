@@ -6,6 +6,7 @@ import importlib.util
 import io
 import itertools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -190,6 +191,14 @@ class TestForks:
         assert [*forks] == FORKS
         for name in FORKS:
             assert len((ROOT / "examples" / f"{name}.diff").read_text().splitlines()) < 30
+
+    def test_places(self, forks):
+        """Each hunk is where its head says, so that `patch` has nothing to remark."""
+        for name in FORKS:
+            text, script = (ROOT / "examples" / f"{name}.diff").read_text(), (ROOT / "ppo.py").read_text().splitlines()
+            for place, hunk in re.findall(r"^@@ -(\d+)\S* .* @@\n((?:[ +-].*\n)+)", text, re.MULTILINE):
+                old = [row[1:] for row in hunk.splitlines() if row[0] != "+"]
+                assert old == script[int(place) - 1 :][: len(old)], (name, place)
 
     @pytest.mark.parametrize("name", FORKS)
     def test_style(self, forks, name):

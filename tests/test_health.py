@@ -1,5 +1,6 @@
 """The health report: silent on good runs, right on bad ones, one line for what can't be read."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +113,13 @@ def test_good(look, change):
         ),
         (FLAT, "charts/episodic_return", "21.82", "well above 22.08", "no clear rise"),
         (
+            {"charts/episodic_return": 22 - 90 * PROGRESS + NOISE},
+            "charts/episodic_return",
+            "-6",
+            "well above",
+            "it falls",
+        ),
+        (
             FLAT | {"losses/relative_entropy": 0.999 + 0 * NOISE},
             "losses/relative_entropy",
             "1",
@@ -145,9 +153,13 @@ def test_bad(look, change, name, value, healthy, advice):
 
 
 def test_no_returns(look):
-    """Where no episode ends, the losses still say something."""
+    """Where no episode ends, or a few do, the losses still say something; that returns are not judged is said."""
     curves = {name: values for name, values in GOOD.items() if name.startswith("losses/")}
-    assert look(curves) == (0, ["run: healthy (100 iterations)"], [])
+    few = {"charts/episodic_return": np.arange(39.0, 0, -1)}
+    for more in ({}, few):
+        shutil.rmtree("run", ignore_errors=True)
+        verdict = "run: healthy, but for too few returns to judge them (100 iterations)"
+        assert look(curves | more) == (0, [verdict], [])
 
 
 def test_equal_returns(look):

@@ -35,6 +35,13 @@ def test_names():
     assert len(SAMPLE) == 10
 
 
+def test_their_numbers_in_the_readme():
+    text, alone = (ROOT / "tests" / "README.md").read_text(), [mutant.scripts for mutant in MUTANTS]
+    assert f"lists {len(MUTANTS)} bugs" in text and f"one at a time, {len(PLANTINGS)} in all" in text
+    for script in ("ppo_procgen.py", "ppo_lstm.py"):
+        assert f"the {alone.count((script,))} of `{script}` alone" in text
+
+
 def test_every_detail_has_one():
     planted = set()
     for mutant in MUTANTS:

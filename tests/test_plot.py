@@ -18,12 +18,12 @@ from ppo import Args, train
 
 
 def log(folder, points, began, settings=None, tag=plot.RETURN):
-    """An event file that begins at a time, with points (step, seconds after it, value)."""
+    """An event file that begins at a time; points are step, seconds after it, value, and perhaps a tag of their own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("time.time", lambda: began)
         writer = EventFileWriter(str(folder))
-    for step, seconds, value in points:
-        summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
+    for step, seconds, value, *own in points:
+        summary = Summary(value=[Summary.Value(tag=[*own, tag][0], simple_value=value)])
         writer.add_event(Event(wall_time=began + seconds, step=step, summary=summary))
     writer.close()
     if settings is not None:
@@ -64,6 +64,33 @@ class TestReadRun:
         log(folder, [(20, 5, 4.0)], 90_000, tag="charts/SPS")
         assert plot.read_run(folder).steps.tolist() == [10]
 
+    def test_resumed_after_an_episode(self, tmp_path):
+        """Where the last one ended early, the seconds until the checkpoint count too, and the whole run's."""
+        for start, began in (0, 1000), (1000, 90_000):
+            points = [(start + 10 * i, i, 0.0, *["charts/SPS"] * (i != 10)) for i in range(1, 101)]
+            log(tmp_path / "run", points, began)
+        run = plot.read_run(tmp_path / "run")
+        assert run.steps.tolist() == [100, 1100] and run.seconds.tolist() == pytest.approx([10, 110], abs=0.1)
+        assert run.end == pytest.approx((2000, 200), abs=0.1)
+
+    def test_broken_returns(self, tmp_path, capsys):
+        points = [(step, step, np.nan if step in (20, 30) else step) for step in (10, 20, 30, 40)]
+        assert plot.read_run(log(tmp_path / "run", points, 0)).returns.tolist() == [10, 40]
+        assert capsys.readouterr().err.endswith("run: 2 returns are no numbers, the first at step 20\n")
+
+    def test_a_run_that_was_made_longer(self, tmp_path, capsys):
+        """Its learning rate fell to 0 on the way, and rose: other seeds that ran as long are not like it."""
+        for rates in [(10, 0, 1.0), (20, 1, 0.5)], [(30, 0, 0.4), (40, 1, 0.3)], [(50, 0, 0.6)]:
+            assert capsys.readouterr().err == ""
+            points = [(*rate, "charts/learning_rate") for rate in rates] + [(rates[-1][0], 1, 1.0)]
+            assert plot.read_run(log(tmp_path / "run", points, 100.0 * rates[0][0])).steps[-1] == rates[-1][0]
+        assert "resumed with a higher learning rate" in capsys.readouterr().err
+
+    def test_strange_settings(self, tmp_path):
+        """Of other scripts: what has no place here is text, or that of the folder."""
+        run = plot.read_run(log(tmp_path / "A-v0__x__1__5", [(1, 0, 0.0)], 0, {"exp_name": None, "seed": [1, 2]}))
+        assert run.env_id == "A-v0" and plot.table(plot.group_runs([run, run])).count("| A-v0 | None | 2 |") == 1
+
     def test_settings(self, tmp_path):
         settings = {"env_id": "B-v1", "seed": 3, "resume": None, "gamma": 0.9, "track": True, "exp_name": "x"}
         run = plot.read_run(log(tmp_path / "run", [(1, 0, 0.0)], 0, settings))
@@ -89,8 +116,15 @@ class TestGroups:
         }
 
     def test_a_setting_that_some_lack(self):
-        groups = plot.group_runs([make_run([1], exp_name="x", new=0), make_run([1], exp_name="x")])
-        assert [*groups] == [("A-v0", "x new=0"), ("A-v0", "x new=None")]
+        """Of another version, another script, or one that left no args.json: they are apart, and names stay short."""
+        runs = [make_run([1], exp_name="x", old=1, new=0), make_run([1], exp_name="x", old=1)]
+        runs += [make_run([1], exp_name="y", rnn="lstm"), make_run([1], exp_name="y"), make_run([1], exp_name="z")]
+        names = ["x new=0", "x", "y", "y without args.json", "z"]
+        assert [*plot.group_runs(runs)] == [("A-v0", name) for name in names]
+
+    def test_whole_numbers(self):
+        """A notebook's 475 is the 475.0 of a command line."""
+        assert len(plot.group_runs([make_run([1], exp_name="x", stop=x) for x in (475, 475.0)])) == 1
 
 
 class TestStatistics:
@@ -147,7 +181,7 @@ def program(*args):
 
 class TestProgram:
     def test_table_and_figure(self, tmp_path):
-        for seed, gamma in itertools.product((1, 2, 3, 4), (0.9, 0.99)):
+        for seed, gamma in itertools.product((1, 2, 3, 4, 5), (0.9, 0.99)):
             points = [(10 * i, i, 100 * gamma + (seed if i > 95 else 0)) for i in range(1, 101)]
             settings = {"env_id": "A-v0", "seed": seed, "gamma": gamma, "exp_name": "x"}
             log(tmp_path / f"A-v0__x__{seed}__{gamma}", points, 5000, settings)
@@ -155,11 +189,11 @@ class TestProgram:
         assert (result.returncode, result.stderr) == (0, "")
         rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in result.stdout.splitlines()[2:4]]
         assert [row[:5] + row[6:] for row in rows] == [
-            ["A-v0", "x gamma=0.9", "4", "1,000", "92.5", "100", "10", ""],
-            ["A-v0", "x gamma=0.99", "4", "1,000", "101.5", "100", "10", "1.00"],
+            ["A-v0", "x gamma=0.9", "5", "1,000", "93", "100", "10", ""],
+            ["A-v0", "x gamma=0.99", "5", "1,000", "102", "100", "10", "1.00"],
         ]
         low, high = map(float, rows[0][5].split(" to "))
-        assert 91 <= low < 92.5 < high <= 94
+        assert 91 <= low < 93 < high <= 95
         assert Path("drawn.png").read_bytes().startswith(b"\x89PNG") and "drawn.png" in result.stdout
 
     def test_notes(self, tmp_path):
@@ -172,20 +206,25 @@ class TestProgram:
         (tmp_path / "damaged" / "args.json").write_text("{")
         result = program(*sorted(tmp_path.iterdir()))
         assert result.returncode == 0 and "| x | 3 | 100 |" in result.stdout
-        left_out, damaged, unfinished, twice = result.stderr.splitlines()
+        left_out, damaged, unfinished, twice, few = result.stderr.splitlines()
         assert left_out.startswith(f"left out: {tmp_path / 'begun'}: it has no curve named charts/episodic_return")
         assert damaged.startswith(f"left out: {tmp_path / 'damaged'}: ")
-        assert "some have 50 steps only" in unfinished and "the same seed" in twice
+        assert "seed 2 has 50 steps only (unfinished?): curves end there" in unfinished
+        assert "the same seed" in twice and "fewer than five seeds" in few
 
-    @pytest.mark.parametrize("kind", ["absent", "other curves", "ending"])
+    @pytest.mark.parametrize("kind", ["absent", "other curves", "ending", "no ending"])
     def test_mistakes(self, kind, tmp_path):
         folder = tmp_path / "run"
         if kind != "absent":
             log(folder, [(1, 0, 0.0), (2, 1, 0.0)], 0, tag="loss" if kind == "other curves" else plot.RETURN)
-        result = program(folder, *(["--out", "curves.nothing"] if kind == "ending" else []))
+        result = program(
+            folder, *(["--out", "curves" + (".nothing" if kind == "ending" else "")] if "ending" in kind else [])
+        )
         lines = result.stderr.splitlines()
         assert result.returncode == 2 and "Traceback" not in result.stderr
-        if kind == "ending":
+        if kind == "no ending":
+            assert lines[-1].endswith("error: --out curves: its ending must be a format, as .png")
+        elif kind == "ending":
             assert len(lines) == 1 and lines[0].startswith("error: --out curves.nothing: ")
         else:
             assert len(lines) == 2 and lines[1] == "error: there is no run to draw" and result.stdout == ""
