@@ -189,8 +189,10 @@ class Agent(nn.Module):
 
     def act(self, obs: np.ndarray, noise=None, greedy: bool = False) -> np.ndarray:
         """Actions (N, C) for observations (N, O): sampled, or with `greedy` the most probable ones."""
-        noise = self.noise(len(obs)) if noise is None else noise
-        return self.policy(obs) + (0 if greedy else noise)
+        outputs = self.policy(obs)
+        if not greedy:
+            outputs = outputs + (self.noise(len(obs)) if noise is None else noise)
+        return outputs
 
     @torch.no_grad()
     def policy(self, obs: np.ndarray) -> np.ndarray:
@@ -379,8 +381,8 @@ def train(args: Args) -> dict:
         clip_coef = torch.full((), args.clip_coef * (left if args.anneal_clip else 1), device=device)  # detail a
         torch.default_generator.manual_seed(hash((args.seed, global_step, RANK)))  # the same in a resumed run
         with suppress(Exception):  # act in NumPy if that gives `network`'s outputs, for these and far larger inputs
-            agent.layers = [[x.detach().numpy() for x in layer.parameters()] for layer in agent.actor]
-            agent.stats = [x.numpy() for x in (agent.obs_stats.mean, (agent.obs_stats.var + 1e-8).sqrt())]
+            agent.layers = [[x.detach().cpu().numpy() for x in layer.parameters()] for layer in agent.actor]
+            agent.stats = [x.cpu().numpy() for x in (agent.obs_stats.mean, (agent.obs_stats.var + 1e-8).sqrt())]
             probe = np.concatenate([obs[T % 8 :: 8], 999 * obs[T % 8 :: 8] - 9]).reshape(-1, obs.shape[2])
             if np.allclose(agent.numpy_policy(probe), agent.policy(probe), rtol=1e-3, atol=1e-4):
                 agent.policy = agent.numpy_policy
@@ -472,7 +474,8 @@ def train(args: Args) -> dict:
 
     bar.close()
     if RANK == 0:
-        call, more = f"\n  python {os.path.relpath(__file__)}", "" if stops else f" --total-timesteps {2 * total_steps}"
+        call = f"\n  python {os.path.relpath(__file__)}"
+        more = "" if stops else " --stop-return None" if solved else f" --total-timesteps {2 * total_steps}"
         print(f"{'Stopped' if stops else 'Done'}: {global_step:,} steps, mean return {mean_return:.2f}. Next:")
         print(f"  tensorboard --logdir runs{call} --evaluate {run_dir}{call} --resume {run_dir}{more}", flush=True)
     result = {"agent": agent, "run_dir": run_dir, "global_step": global_step, "episodes": episodes}

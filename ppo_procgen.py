@@ -225,7 +225,7 @@ class Agent(nn.Module):
     def act(self, obs: np.ndarray, masks=None, noise=None, greedy: bool = False) -> np.ndarray:
         """Actions (N, C) for observations (N, O): sampled, or with `greedy` the most probable ones."""
         outputs = self.policy(obs).reshape(-1, *self.exists.shape)
-        if not greedy:  # the arg-max of logits plus Gumbel noise is a sample from their softmax
+        if not greedy:
             outputs = outputs + (self.noise(len(obs)) if noise is None else noise)
         return np.where(self.exists if masks is None else masks, outputs, -np.inf).argmax(-1)
 
@@ -233,7 +233,7 @@ class Agent(nn.Module):
     def policy(self, obs: np.ndarray) -> np.ndarray:
         return self.acting(torch.from_numpy(obs).to(self.actor.weight.device, non_blocking=True))[0].cpu().numpy()
 
-    def noise(self, *shape: int) -> np.ndarray:
+    def noise(self, *shape: int) -> np.ndarray:  # Gumbel's: the arg-max of logits plus it samples their softmax
         return torch.empty(*shape, *self.exists.shape).exponential_().log().neg().numpy()
 
     def masks(self, info: dict, ended: np.ndarray) -> np.ndarray:
@@ -441,8 +441,7 @@ def train(args: Args) -> dict:
             rewards[:] = (rewards / (agent.return_stats.var.item() + 1e-8) ** 0.5).clip(-10, 10)
 
         # Estimate, all T steps at once: the policy is still the one that acted, and one pass is cheaper than T
-        batch = {"obs": obs[:T], "actions": actions, "valid": valid}
-        batch["masks"] = masks[:T]
+        batch = {"obs": obs[:T], "actions": actions, "valid": valid, "masks": masks[:T]}
         batch = {name: torch.from_numpy(x).to(device, non_blocking=True).flatten(0, 1) for name, x in batch.items()}
         with torch.no_grad():
             batch["logprobs"], _, batch["values"] = agent(batch)
@@ -509,7 +508,8 @@ def train(args: Args) -> dict:
 
     bar.close()
     if RANK == 0:
-        call, more = f"\n  python {os.path.relpath(__file__)}", "" if stops else f" --total-timesteps {2 * total_steps}"
+        call = f"\n  python {os.path.relpath(__file__)}"
+        more = "" if stops else " --stop-return None" if solved else f" --total-timesteps {2 * total_steps}"
         print(f"{'Stopped' if stops else 'Done'}: {global_step:,} steps, mean return {mean_return:.2f}. Next:")
         print(f"  tensorboard --logdir runs{call} --evaluate {run_dir}{call} --resume {run_dir}{more}", flush=True)
     result = {"agent": agent, "run_dir": run_dir, "global_step": global_step, "episodes": episodes}

@@ -186,8 +186,8 @@ policy and value share | vectors | details 13 and 26: networks of their own | ag
 + self.critic = nn.Sequential(*self.actor[:-1],
 arg-max | choices | taking the arg-max instead of sampling
 | agent fork::test_a_lost_life_is_an_end_for_learning_only atari::TestLearningSignal
-- if not greedy:  # the arg-max
-+ if False:  # the arg-max
+- if not greedy:
++ if False:
 normal instead of Gumbel noise | ppo | samples of the policy | agent
 - torch.empty(*shape, *self.exists.shape).exponential_().log().neg().numpy()
 + torch.randn(*shape, *self.exists.shape).numpy()
@@ -232,8 +232,8 @@ masks of the start are lost | choices | detail d: at the first step | masks
 -     run_dir
 +     run_dir
 masks are not learned from | choices | detail d: in the loss | masks
-- batch["masks"] = masks[:T]
-+ batch["masks"] = np.tile(agent.exists, (T, N, 1, 1))
+- "masks": masks[:T]}
++ "masks": np.tile(agent.exists, (T, N, 1, 1))}
 no masks in evaluation | choices | detail d: in evaluation | masks
 - agent.act(obs, agent.masks(info, ended), greedy
 + agent.act(obs, None, greedy
@@ -530,8 +530,8 @@ uniform noise | continuous | detail 23: Gaussian | continuous::TestPolicy
 - torch.randn(*shape, len(self.log_std)) *
 + torch.empty(*shape, len(self.log_std)).uniform_(-1.732, 1.732) *
 the mean acts | continuous | taking the best action instead of sampling | continuous::TestPolicy
-- (0 if greedy else noise)
-+ (0 if True else noise)
+- if not greedy:
++ if False:
 acts with a deviation of 1 | continuous | detail 24: the learned deviation explores | continuous::TestPolicy
 - * self.log_std.exp().cpu()).detach()
 + ).detach()
@@ -1222,6 +1222,10 @@ ids without seed and time | ppo | two runs are two in W&B | watching::TestTracki
 a camera that is not there | continuous | films of models without one | continuous::test_the_camera_of_films
 - 0 if envs.envs[0].unwrapped.model.ncam else -1
 + 0
+what stopped a run stops it again | ppo | what is printed can be typed
+| command_line::test_what_is_printed_after_an_early_stop
+- " --stop-return None" if solved else
++ "" if solved else
 the script's name alone | ppo | what is printed can be typed | command_line::test_an_environment_from_the_current_folder
 - os.path.relpath(__file__)
 + Path(__file__).name

@@ -9,10 +9,18 @@ import torch
 import ppo
 import ppo_atari
 import ppo_continuous
+import ppo_lstm
+import ppo_procgen
 from test_train import parameters
 
 SMALL = {"num_envs": 4, "num_steps": 8, "num_minibatches": 2, "update_epochs": 2, "learning_rate": 1e-3}
-WORLDS = {ppo: "Anything", ppo_continuous: "AnythingContinuous", ppo_atari: "Arcade"}
+WORLDS = {ppo: "Anything", ppo_continuous: "AnythingContinuous", ppo_atari: "Arcade", ppo_procgen: "Arcade"}
+WORLDS |= {ppo_lstm: "Anything"}
+COMPILED = [script for script in WORLDS if hasattr(script.Args, "compile")]
+
+
+def float32(script):
+    return {"bf16": False} if hasattr(script.Args, "bf16") else {}
 
 
 @pytest.fixture
@@ -50,7 +58,7 @@ def train(monkeypatch):
 @pytest.mark.parametrize("script", WORLDS)
 def test_one_update_as_on_the_cpu(script, train, device):
     """From the same rollout, to rounding. That acting chose the same actions is a part of it."""
-    changes = {"bf16": False} if script is ppo_atari else {}
+    changes = float32(script)
     runs = [train(script, where, **changes) for where in ("cpu", device)]
     for ours, theirs in zip(*(minibatches for _, _, minibatches in runs), strict=True):
         for name in ours:
@@ -74,25 +82,26 @@ def test_observations_arrive_whole(train, device):
         assert torch.equal(ours["actions"], theirs["actions"])
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("script", WORLDS)
+@pytest.mark.parametrize(
+    ("script", "compiled"), [*[(script, False) for script in WORLDS], *[(script, True) for script in COMPILED]]
+)
 def test_same_seed_same_run(script, compiled, train, device):
     """Bit by bit, with `torch_deterministic`; for pixels in bfloat16, where the device has it."""
     runs = []
     for _ in range(2):
         torch.compiler.reset()
-        runs.append(train(script, device, iterations=4, compile=compiled)[1])
+        runs.append(train(script, device, iterations=4, **({"compile": True} if compiled else {}))[1])
     assert torch.equal(*runs)
 
 
-@torch._inductor.config.patch({"triton.cudagraph_or_error": True})
+@torch._inductor.config.patch({"triton.cudagraph_or_error": True, "graph_partition": False})  # in one graph
 @torch._dynamo.config.patch(error_on_recompile=True)
-@pytest.mark.parametrize("script", WORLDS)
+@pytest.mark.parametrize("script", COMPILED)
 def test_compiled_agrees_with_eager(script, train, device):
     """And is compiled once, whatever changes from iteration to iteration; on a GPU into graphs."""
     torch.compiler.reset()  # what other tests compiled
     changes = {"iterations": 3, "anneal_clip": True, "learning_rate": 1e-4}
-    changes |= {"bf16": False} if script is ppo_atari else {}
+    changes |= float32(script)
     plain, compiled = (train(script, device, compile=compiled, **changes)[1] for compiled in (False, True))
     assert ((plain - compiled).abs() > 1e-5).float().mean() < 1e-3
 
@@ -111,7 +120,7 @@ def test_other_sizes(train, device, monkeypatch):
 def test_resuming_on_another_device(script, order, train, device):
     """A checkpoint is of no device; what comes after is as if the run had stayed."""
     first, second = ["cpu", device][::order]
-    changes = {"anneal_lr": False} | ({"bf16": False} if script is ppo_atari else {})
+    changes = {"anneal_lr": False} | float32(script)
     run_dir, ends = str(train(script, first, iterations=2, **changes)[0]["run_dir"]), []
     saved = (np.fromfile(f"{run_dir}/checkpoint.pt", np.uint8), script.load_checkpoint(run_dir))
     for where in (first, second):
@@ -122,6 +131,20 @@ def test_resuming_on_another_device(script, order, train, device):
     moved = max((x.cpu() - saved[1]["agent"][name]).abs().max() for name, x in result["agent"].state_dict().items())
     assert moved > 1e-3
     assert ((ends[0] - ends[1]).abs() > 0.01 * moved).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("script", [ppo, ppo_continuous])
+def test_numpy_acts(script, train, device, monkeypatch):
+    """Also where learning is on a GPU: small networks would else wait for it at every step."""
+    act, in_numpy = script.Agent.act, []
+
+    def record(self, *args, **kwargs):
+        in_numpy.append("policy" in vars(self))
+        return act(self, *args, **kwargs)
+
+    monkeypatch.setattr(script.Agent, "act", record)
+    train(script, device, iterations=3)
+    assert len(in_numpy) == 3 * SMALL["num_steps"] and all(in_numpy)
 
 
 def test_evaluation_of_a_run(train, device):
