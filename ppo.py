@@ -11,7 +11,7 @@ Proximal Policy Optimization"). T is num_steps, N environments, M samples, O obs
 """
 
 # /// script
-# requires-python = ">=3.11"
+# requires-python = ">=3.11,<3.14"
 # dependencies = ["gymnasium[box2d,classic-control]==1.4.0",
 #     "numpy==2.4.6", "tensorboard==2.21.0", "torch==2.13.0", "tqdm==4.70.1", "tyro==1.0.17"]
 # ///
