@@ -161,13 +161,12 @@ def test_an_environment_from_the_current_folder(tmp_path):
     assert len(list(tmp_path.glob("runs/my_envs_Corridor-v0__ppo__1__*"))) == 1
 
 
-def test_what_is_printed_after_an_early_stop(tmp_path):
+def test_what_is_printed_after_an_early_stop():
     """Goes on to the end of the run, as typed: what stopped it has been reached, and would stop it again."""
-    arguments = ("--stop-return", "0", "--total-timesteps", "10240")
-    code, out, err = run(*arguments, folder=tmp_path)
+    code, out, err = command("--stop-return", 0, "--total-timesteps", 10240)
     assert code == 0 and "10,240" not in out, err
     words = next(line for line in out.splitlines() if "--resume" in line).split()
-    code, out, err = run(*words[2:], folder=tmp_path)
+    code, out, err = command(*words[2:])
     assert code == 0 and out.startswith("Done: 10,240 steps"), err
     assert out.splitlines()[-1].endswith(" --total-timesteps 20480")
 
