@@ -210,7 +210,7 @@ class Agent(nn.Module):
         outputs = self.policy(obs).reshape(-1, *self.exists.shape)
         if not greedy:
             outputs = outputs + (self.noise(len(obs)) if noise is None else noise)
-        return np.where(self.exists if masks is None else masks, outputs, -np.inf).argmax(-1)
+        return np.where(self.exists if masks is None else masks, outputs, -np.inf).argmax(-1)  # the Gumbel-max trick
 
     @torch.no_grad()
     def policy(self, obs: np.ndarray) -> np.ndarray:
@@ -219,8 +219,8 @@ class Agent(nn.Module):
         outputs, _, self.memory = self.network(x, self.memory if known else None)
         return outputs.cpu().numpy()
 
-    def noise(self, *shape: int) -> np.ndarray:  # Gumbel's: the arg-max of logits plus it samples their softmax
-        return torch.empty(*shape, *self.exists.shape).exponential_().log().neg().numpy()
+    def noise(self, *shape: int) -> np.ndarray:
+        return torch.empty(*shape, *self.exists.shape).exponential_().log().neg().numpy()  # standard Gumbel noise
 
     def masks(self, info: dict, ended: np.ndarray) -> np.ndarray:
         """Choices (N, C, K) that `action_mask` in `info` allows (detail d); it is an array or a tuple of arrays."""

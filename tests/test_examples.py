@@ -96,6 +96,19 @@ class TestProbes:
         assert [line.split(":")[0] for line in lines] == [f"{name}{number}-v0" for number in numbers]
         assert exit_code == 0 and all(line.endswith(": ok") for line in lines)
 
+    @pytest.mark.parametrize("arguments", [("README.md",), ("nothing.py",), ("ppo.py", "8")])
+    def test_mistakes(self, arguments, monkeypatch, capsys):
+        """What is no script, is not there, or has no such number: one line after the usage, and exit code 2."""
+        monkeypatch.setattr(sys, "argv", ["probes.py", str(ROOT / arguments[0]), *arguments[1:]])
+        with pytest.raises(SystemExit) as stop:
+            examples.probes.main()
+        error = (
+            "probes have numbers from 1 to 7"
+            if arguments[0] == "ppo.py"
+            else f"there is no script {ROOT / arguments[0]}"
+        )
+        assert stop.value.code == 2 and capsys.readouterr().err.endswith(f"error: {error}\n")
+
     def test_all(self, monkeypatch, capsys):
         """If no numbers are given."""
         monkeypatch.setattr(examples.probes, "probe", lambda script, number, *rest: (number != 3, "found"))

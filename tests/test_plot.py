@@ -174,6 +174,13 @@ class TestStatistics:
         assert x[-1] == 100 and returns[[30, 70, -1], 0].tolist() == [1, 2, 3]
 
 
+def test_any_name_can_be_drawn(tmp_path):
+    """Long ones, and those that matplotlib would read as formulas."""
+    runs = [make_run([1, 2], exp_name=name) for name in ("a$b_{$", " ".join(["word"] * 40))]
+    plot.draw(plot.group_runs(runs), tmp_path / "drawn.png")
+    assert (tmp_path / "drawn.png").stat().st_size > 0
+
+
 def program(*args):
     command = [sys.executable, ROOT / "examples" / "plot.py", *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, timeout=600)
