@@ -301,14 +301,15 @@ def evaluate(agent: Agent, args: Args, episodes: int, video_folder: Path | None 
 
 @contextmanager
 def process_settings():
-    """Makes Ctrl-C and SIGTERM finish the iteration in hand; at the end, the process is as it was (for notebooks)."""
+    """Makes Ctrl-C and SIGTERM finish the iteration in hand, a third one not; then the process is as it was before."""
     with at_end, torch._dynamo.config.patch(trace_autograd_ops=True):  # to compile forward and backward as one
         at_end.callback(torch.set_num_threads, torch.get_num_threads())
         at_end.callback(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled())
         at_end.callback(stop_signals.clear)
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for sig in (signal.SIGINT, signal.SIGTERM):
             with suppress(ValueError):  # outside of the main thread, where signals don't arrive
-                at_end.callback(signal.signal, number, signal.signal(number, lambda x, _: stop_signals.append(x)))
+                old = signal.signal(sig, lambda x, _: sys.exit(128 + x) if stop_signals[1:] else stop_signals.append(x))
+                at_end.callback(signal.signal, sig, old)
         torch.set_num_threads(1)  # these networks are too small for several threads: delete this for a larger one
         yield
 
@@ -336,6 +337,8 @@ def train(args: Args) -> dict:
     env_seed = hash((args.seed, global_step, RANK)) % 2**31  # another one in each process, and after resuming
     envs = make_envs(replace(args, seed=env_seed), N)
     at_end.callback(envs.close)
+    workers = getattr(envs.unwrapped, "processes", [])  # of async: after an error, `close` could wait for them for ever
+    at_end.push(lambda error, *_: error and vars(envs.unwrapped).update(closed=[x.kill() for x in workers]))
     agent = Agent(envs, args).to(device)
     params = [param for param in agent.parameters() if param.requires_grad]
     flat = nn.utils.parameters_to_vector(params).detach()  # the parameters become views of it: clipping and Adam then
@@ -357,8 +360,7 @@ def train(args: Args) -> dict:
     run_dir, start_time, saved_time, filmed, done = None, time.time(), 0.0, -1, False
     if RANK == 0:  # which alone logs, saves and prints
         name = f"{args.env_id}__{args.exp_name}__{args.seed}__".replace("/", "_").replace(":", "_")
-        while (run_dir := Path(args.resume or f"runs/{name}{int(time.time())}")).exists() and args.resume is None:
-            time.sleep(0.1)  # a run of this name began in the same second
+        run_dir = Path(args.resume or f"runs/{name}{time.time_ns() // 1000}")
         try:
             run_dir.mkdir(parents=True, exist_ok=args.resume is not None)
             (run_dir / "args.json").write_text(json.dumps(asdict(args), indent=2, default=str))
@@ -369,11 +371,9 @@ def train(args: Args) -> dict:
                 wandb.init(**names, sync_tensorboard=True, save_code=True, reinit="finish_previous")
         except Exception as error:  # no place to write; or W&B is not installed, or refuses
             sys.exit(f"error: can't start the run: {error} (for --track: pip install wandb, and `wandb login`)")
-        writer = SummaryWriter(run_dir, purge_step=global_step + 1 if args.resume else None)
-        at_end.callback(writer.close)
-    wait = 0.1 if sys.stderr.isatty() else 10  # seconds between progress lines, in a terminal or in a file
-    bar = tqdm(initial=global_step, total=total_steps, unit=" steps", unit_scale=1, mininterval=wait, disable=RANK > 0)
-    at_end.callback(bar.close)
+        writer = at_end.enter_context(SummaryWriter(run_dir, purge_step=global_step + 1 if args.resume else None))
+    progress = {"initial": global_step, "total": total_steps, "mininterval": 0.1 if sys.stderr.isatty() else 10}
+    bar = at_end.enter_context(tqdm(**progress, unit=" steps", unit_scale=1, disable=RANK > 0))  # in a file, each 10 s
 
     while not done:
         left = 1 - global_step / total_steps
@@ -455,8 +455,6 @@ def train(args: Args) -> dict:
         if RANK == 0:
             curves = [Summary.Value(tag=name, simple_value=x) for name, x in metrics.items()]  # one event is faster
             writer.file_writer.add_summary(Summary(value=curves), global_step)
-            bar.set_postfix_str(f"return {mean_return:.1f}", refresh=False)
-            bar.update(batch_size)
             if done or time.time() - saved_time >= args.save_interval:
                 writer.flush()  # first, so that the curves are never behind the checkpoint
                 state = {"args": asdict(replace(args, resume=None)), "global_step": global_step, "episodes": episodes}
@@ -466,6 +464,8 @@ def train(args: Args) -> dict:
                     os.fsync(file.fileno())
                 os.replace(run_dir / "checkpoint.tmp", run_dir / "checkpoint.pt")
                 saved_time = time.time()
+            bar.set_postfix_str(f"return {mean_return:.1f}", refresh=False)
+            bar.update(batch_size)
             if args.capture_video and global_step * 10 // total_steps > filmed:
                 filmed, folder = global_step * 10 // total_steps, run_dir / "videos" / f"step-{global_step:09}"
                 evaluate(agent, args, 1, folder, max_length=2000)

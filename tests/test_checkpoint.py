@@ -364,6 +364,44 @@ ppo.train(ppo.Args(total_timesteps=640, num_steps=16, save_interval=0))
         assert f"--resume {folder}\n" in out
         assert logged_steps(folder) == list(range(512, saved["global_step"] + 1, 512))
 
+    def test_workers_that_die_or_raise_end_the_run(self):
+        """Whichever of two it is, with its own error, and without waiting for the other; so does the process end."""
+        code = """
+import ppo
+for env_id, seed in ("Dying", 1), ("Dying", 2), ("RaisingPercent", 1):
+    print(env_id, hash((seed, 0, 0)) % 2)  # a seed for the environments that is even, or odd
+    try:
+        ppo.train(ppo.Args(env_id=f"worlds:{env_id}", vectorization="async", num_envs=2, seed=seed))
+    except Exception as error:
+        print(repr(error))
+"""
+        process = start(code=code)
+        out, err = process.communicate(timeout=100)
+        assert process.returncode == 0, err
+        said = out.splitlines()
+        assert {said[0], said[2]} == {"Dying 0", "Dying 1"} and said[1] == said[3] == "EOFError()"
+        assert len(said) == 6 and "Error" in said[5]
+        assert "Exception ignored" not in err and "another exception" not in err
+
+    def test_the_third_signal_ends_at_once(self):
+        """What does not get to the end of an iteration can be stopped; the process is then as it was before."""
+        before = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(SystemExit) as end:
+            train(Args(env_id="worlds:Impatient"))
+        assert end.value.code == 143 and worlds.Impatient.heard == 2
+        assert signal.getsignal(signal.SIGTERM) == before and ppo.stop_signals == []
+
+    def test_no_one_reads_the_progress(self, monkeypatch):
+        """As with `2>&1 | head`: the iteration before is saved."""
+
+        def broken(*args):
+            raise BrokenPipeError
+
+        monkeypatch.setattr(ppo.tqdm, "update", broken)
+        with pytest.raises(BrokenPipeError):
+            train(Args(**SHORT))
+        assert load_checkpoint(run_folder())["global_step"] == 64
+
 
 class TestEvaluating:
     def test_mean_and_spread(self, finished):

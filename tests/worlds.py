@@ -5,6 +5,8 @@ Used as `--env-id worlds:NAME`. The probes themselves are in examples/probes.py,
 
 import itertools
 import math
+import os
+import signal
 from typing import ClassVar
 
 import gymnasium as gym
@@ -180,6 +182,39 @@ class Raising(World):
         if self.t == 6:
             raise ValueError("the seventh step is broken")
         return 0.0
+
+
+class Dying(World):
+    """One of two neighbours ends its process at the seventh step, as a crash does: that with an odd seed."""
+
+    length = 10
+
+    def reset(self, *, seed=None, options=None):
+        self.dies = seed % 2 if seed is not None else False
+        return super().reset(seed=seed, options=options)
+
+    def reward(self, action):
+        if self.t == 6 and self.dies:
+            os._exit(3)
+        return 0.0
+
+
+class RaisingPercent(World):
+    """Says how much is broken, in a way that gymnasium can't pass on."""
+
+    def reward(self, action):
+        raise ValueError("100 % broken")
+
+
+class Impatient(World):
+    """Is asked to stop again and again while it takes a step that never ends."""
+
+    heard = 0
+
+    def reward(self, action):
+        while True:
+            os.kill(os.getpid(), signal.SIGTERM)
+            Impatient.heard += 1
 
 
 class RaisingAtReset(World):
