@@ -57,7 +57,7 @@ class Args:
     wandb_entity: str | None = None  # W&B team or user that owns the project; None is your default one
     capture_video: bool = False  # film an episode at the start and at each tenth of the run; with --evaluate, all
     save_interval: float = 60.0  # seconds between checkpoints, at most what a crash costs; 0 is after every iteration
-    resume: str | None = None  # folder of a run to go on with; arguments that are not given are those of the run
+    resume: str | None = None  # run to go on with, its folder or checkpoint.pt; what is not given is as it was
     evaluate: str | None = None  # folder of a run, or a checkpoint, to play episodes with instead of training
     eval_episodes: int = 10  # episodes that --evaluate plays
     eval_greedy: bool = False  # in evaluation and films, take the most probable action instead of a sample
@@ -102,7 +102,7 @@ def check_args(args: Args, device: str) -> None:
         sys.exit("error: num_minibatches must cut num_envs * num_steps of each process into equal parts of 2 to 10**8")
     if args.env_id.count(":") > 1 or args.env_id.startswith(":"):
         sys.exit(f"error: --env-id {args.env_id}: must be EnvId or module:EnvId")
-    no_gpu = args.cuda and "cuda" in args.device + device and torch.cuda.device_count() <= LOCAL_RANK
+    no_gpu = args.cuda and "cuda" in args.device + device and torch.cuda.device_count() <= LOCAL_RANK  # asked or auto
     if no_gpu or (args.compile and not shutil.which(os.environ.get("CXX", "c++"))):
         sys.exit("error: " + ("too few GPUs: --device cpu?" if no_gpu else "--compile: no C++ compiler found"))
 
@@ -339,7 +339,7 @@ def train(args: Args) -> dict:
     envs = make_envs(args, N)
     at_end.callback(envs.close)
     workers = getattr(envs.unwrapped, "processes", [])  # of async: after an error, `close` could wait for them for ever
-    at_end.push(lambda error, *_: error and vars(envs.unwrapped).update(closed=[x.kill() for x in workers]))
+    at_end.push(lambda error, *_: error and vars(envs.unwrapped).update(closed=[x.kill() or x.join() for x in workers]))
     agent = Agent(envs, args).to(device)
     params = [param for param in agent.parameters() if param.requires_grad]
     flat = nn.utils.parameters_to_vector(params).detach()  # the parameters become views of it: clipping and Adam then
@@ -362,7 +362,7 @@ def train(args: Args) -> dict:
     run_dir, start_time, saved_time, filmed, done = None, time.time(), 0.0, -1, False
     if RANK == 0:  # which alone logs, saves and prints
         name = f"{args.env_id}__{args.exp_name}__{args.seed}__".replace("/", "_").replace(":", "_")
-        run_dir = Path(args.resume or f"runs/{name}{time.time_ns() // 1000}")
+        run_dir = Path(str(args.resume or f"runs/{name}{time.time():.6f}").removesuffix("checkpoint.pt"))
         try:
             run_dir.mkdir(parents=True, exist_ok=args.resume is not None)
             (run_dir / "args.json").write_text(json.dumps(asdict(args), indent=2, default=str))

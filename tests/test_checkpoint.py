@@ -174,7 +174,8 @@ class TestResuming:
         copy.mkdir()
         shutil.copy(snapshots[5], copy / "checkpoint.pt")
         assert script.load_checkpoint(copy)["global_step"] == 360
-        resumed = script.train(script.Args(resume=str(copy)))
+        resumed = script.train(script.Args(resume=copy / "checkpoint.pt" if normalised else str(copy)))
+        assert resumed["run_dir"] == copy
         assert resumed["global_step"] == whole["global_step"] == 600
         assert resumed["episodes"] == whole["episodes"]
         ours, theirs = (script.load_checkpoint(run["run_dir"]) for run in (whole, resumed))

@@ -125,7 +125,7 @@ def test_the_lone_file_trains(script, env_id, steps, tmp_path):
     assert f"{steps / 1000:.3g}k/{steps / 1000:.3g}k [" in err and "steps/s, return " in err
     (folder,) = (tmp_path / "runs").iterdir()
     assert out.startswith(f"Done: {steps:,} steps, mean return ")
-    assert re.fullmatch(rf"{env_id.replace('/', '_')}__{script[:-3]}__1__\d{{10}}", folder.name)
+    assert re.fullmatch(rf"{env_id.replace('/', '_')}__{script[:-3]}__1__\d{{10}}\.\d{{6}}", folder.name)
     assert sorted(path.name.split(".")[0] for path in folder.iterdir()) == ["args", "checkpoint", "events"]
     board, play, go_on = [line.strip() for line in out.splitlines()[1:]]
     assert board == "tensorboard --logdir runs"
