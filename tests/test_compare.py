@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tyro
+from matplotlib.figure import Figure
 
 import ppo
 import ppo_atari
 import ppo_continuous
 import ppo_lstm
 from conftest import ROOT
-from examples.plot import Run
+from examples.plot import Run, interquartile_mean
 
 
 def load(name):
@@ -152,6 +153,118 @@ class TestRatios:
         assert compare.ratios([*peers[:2], None, None, None], peers, peers, 100)[0][0] == math.inf
         broken = [*peers[:4], None]
         assert compare.ratios(peers, broken, broken, 100)[0][0] == 1  # nor does it set the return
+
+
+@pytest.fixture
+def rliable(monkeypatch):
+    """Their estimates, as they are defined; intervals from the least to the greatest score."""
+
+    def estimate(scores, function, reps):
+        (scores,) = scores.values()
+        parts = scores if isinstance(scores, tuple) else (scores,)
+        return {"": function(*parts)}, {"": np.array([[parts[0].min()], [parts[0].max()]])}
+
+    library = types.SimpleNamespace(get_interval_estimates=estimate)
+    metrics = types.SimpleNamespace(
+        aggregate_iqm=lambda scores: interquartile_mean(scores.ravel()),
+        probability_of_improvement=lambda x, y: np.mean((x > y.T) + 0.5 * (x == y.T)),
+    )
+    monkeypatch.setitem(sys.modules, "rliable", types.SimpleNamespace(library=library, metrics=metrics))
+
+
+@pytest.fixture
+def said(rliable, monkeypatch, tmp_path, capsys):
+    """A function: the words of a report on some runs, {row: {contender: returns at the end, None for one that failed}},
+    its cells by what is in the first ones, and its figure. A run reaches its return evenly, in 20 steps of 100 steps
+    and a second; those of Stable-Baselines3 take two."""
+
+    def report(**rows):
+        record = {}
+        for row, contenders in rows.items():
+            row = row.replace("_", "-")
+            for contender, ends in contenders.items():
+                command, seconds = compare.ROWS[row][contender], 2 if compare.PEER in contender else 1
+                runs = record.setdefault(row, {}).setdefault(contender, {})
+                for seed, end in enumerate(ends, 1):
+                    found = {"command": command, "failed": "RuntimeError: no"}
+                    if end is not None:
+                        curve = [[100 * i, end * (i - 1) / 19, seconds * i] for i in range(1, 21)]
+                        found = {"command": command, "return": end, "curve": curve, "steps": 2000, "cores": 1}
+                        found |= {"seconds": 100, "cpu_seconds": 75 + 10 * seed, "steady_sps": 1000 * seed}
+                        found |= {"memory_mib": 300 + seed, "commit": "abc", "machine": "a chip"}
+                    runs[str(seed)] = found
+        monkeypatch.setattr(compare, "RESULTS", tmp_path / "compare.json")
+        compare.RESULTS.write_text(compare.json.dumps({"rows": record}))
+        figures = []
+        monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: figures.append(figure))
+        compare.report()
+        text = capsys.readouterr().out
+        lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line[:1] == "|"]
+        results = {tuple(cells[:2]): cells[2:] for cells in lines if len(cells) == 8}
+        times = {(cells[0], cells[2]): [cells[1], *cells[3:]] for cells in lines if len(cells) == 9}
+        return text, results, times, figures[0]
+
+    return report
+
+
+class TestReport:
+    SAME = "same settings"
+
+    def test_returns(self, said):
+        """Interquartile means; who failed is counted; what has fewer than five seeds has no interval and no odds."""
+        peers, ours = [25.0] * 5, [-1000.0, 20.0, 30.0, 40.0, 5000.0, None]
+        text, results, *_ = said(
+            CartPole_v1={compare.PEER: peers, self.SAME: ours, "recipe": [40.0] * 4},
+            Acrobot_v1={compare.PEER: peers, self.SAME: [30.0] * 5, "recipe": [None]},
+            MountainCar_v0={"recipe": [1.0] * 5},
+        )
+        assert results["CartPole-v1", self.SAME] == [
+            *("5, 1 failed", "30.0", "-1,000.0 to 5,000.0", "0.60 (-1000.00 to 5000.00)"),
+            *("3,000 (1,000 to 5,000)", "303"),
+        ]
+        assert results["CartPole-v1", "recipe"] == ["4", "40.0", "", "", "2,500 (1,000 to 4,000)", "302"]
+        assert results["CartPole-v1", compare.PEER][:4] == ["5", "25.0", "25.0 to 25.0", ""]
+        assert results["Acrobot-v1", self.SAME][3] == "1.00 (30.00 to 30.00)"
+        assert results["Acrobot-v1", "recipe"] == ["0, 1 failed", *[""] * 5]
+        assert results["MountainCar-v0", "recipe"][:4] == ["5", "1.0", "1.0 to 1.0", ""]  # beside nobody
+        assert f"{self.SAME}, mean over 2 tasks: " in text and "\n0.80 (" in text
+        assert "recipe, mean" not in text
+        commands = compare.ROWS["CartPole-v1"][self.SAME], compare.ROWS["Acrobot-v1"]["recipe"]
+        assert [line for line in text.splitlines() if line.startswith("Failed")] == [
+            f"Failed: {command}: RuntimeError: no" for command in commands
+        ]
+
+    def test_no_odds_where_runs_stop_at_a_return(self, said):
+        _, results, *_ = said(Pong={compare.PEER: [1.0] * 5, self.SAME: [2.0] * 5})
+        assert results["Pong", self.SAME][:4] == ["5", "2.0", "2.0 to 2.0", ""]
+
+    def test_times(self, said):
+        """Until 95% of the way of the peers; one that failed was never there; shared cores are told."""
+        ours = [200.0] * 4 + [50.0, None]
+        text, _, times, _ = said(CartPole_v1={compare.PEER: [100.0] * 5, self.SAME: ours, "recipe": [200.0] * 4})
+        assert times["CartPole-v1", compare.PEER] == ["95.0", "5 of 5", "2,000", "", "40", "", ""]
+        target, reached, steps, of_steps, seconds, of_seconds, of_same = times["CartPole-v1", self.SAME]
+        assert (target, reached, steps, seconds) == ("95.0", "4 of 6", "1,100", "11")
+        assert of_steps.startswith("0.55 (0.55 to ") and of_seconds.startswith("0.28 (0.28 to ") == bool(of_same)
+        assert times["CartPole-v1", "recipe"] == ["95.0", "4 of 4", "1,100", "", "11", "", ""]
+        assert "CartPole-v1: 14 runs, abc on a chip; 3 had less than nine tenths" in text
+        *_, times, _ = said(CartPole_v1={compare.PEER: [100.0] * 4, self.SAME: [100.0] * 5})
+        assert "CartPole-v1" not in {row for row, _ in times}  # of too few
+
+    def test_figure(self, said):
+        """Interquartile means over seconds, with bands where five seeds or more are there; each with their number."""
+        hidden, returns = "CartPoleHidden_v0", [10.0, 100.0, 100.0, 130.0, 900.0]
+        *_, figure = said(
+            **{"CartPole_v1": {self.SAME: returns, "recipe": returns[:4]}, hidden: {compare.PEER: returns}}
+        )
+        first, second, third = figure.axes
+        assert [axes.get_title() for axes in figure.axes] == [*compare.FIGURE]
+        assert [line.get_label() for line in first.lines] == ["ours, same settings (5)", "ours, recipe (4)"]
+        assert len(first.collections) == 1 and not second.lines
+        assert [line.get_label() for line in third.lines] == ["RecurrentPPO (5)"]
+        x, y = first.lines[0].get_data()
+        assert x[-1] == pytest.approx(20, rel=0.1) and y[-1] == pytest.approx(110, rel=0.1)
+        assert third.lines[0].get_data()[0][-1] == pytest.approx(40, rel=0.1)
 
 
 def test_two_processes_add_to_the_results(tmp_path, monkeypatch):
