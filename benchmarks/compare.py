@@ -395,16 +395,16 @@ def report() -> None:
         for contender, runs in contenders.items():
             times = np.array([reached(smooth(run, window), target) for run in runs])
             steps, seconds = (f"{x:,.0f}" if np.isfinite(x) else "never" for x in np.median(times, axis=0))
-            of_peers, of_same = ["", ""], ""
+            of_peers, of_same = ["", ""], ["", ""]
             if contender != PEER and len(runs) >= FEW:
                 of_peers = ["{:.2f} ({:.2f} to {:.2f})".format(*x) for x in ratios(runs, peers, peers, window)]
-            if contender in BESIDE and len(contenders.get(BESIDE[contender], [])) >= FEW:
-                of_same = ratios(runs, contenders[BESIDE[contender]], peers, window)[1]
-                of_same = "{:.2f} ({:.2f} to {:.2f})".format(*of_same)
+            same = contenders.get(BESIDE.get(contender), [])
+            if same is not peers and min(len(runs), len(same)) >= FEW:
+                of_same = ["{:.2f} ({:.2f} to {:.2f})".format(*x) for x in ratios(runs, same, peers, window)]
             cells = [row, f"{target:,.1f}", contender, f"{np.isfinite(times[:, 0]).sum()} of {len(times)}"]
-            clocks.append(f"| {' | '.join([*cells, steps, of_peers[0], seconds, of_peers[1], of_same])} |")
-    columns = ["task", "SB3's return", "", "seeds that reach it", "steps until then", "times SB3's", "seconds"]
-    columns += ["times SB3's", "times SB3's with the same settings"]
+            clocks.append(f"| {' | '.join([*cells, steps, of_peers[0], seconds, of_peers[1], *of_same])} |")
+    columns = ["task", "SB3's return", "", "seeds that reach it", "steps until then", "/ SB3's", "seconds", "/ SB3's"]
+    columns += ["steps / SB3's with this row's settings", "seconds / SB3's with this row's settings"]
     print(f"\n| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", *clocks, sep="\n")
     for contender, scores in pairs.items():
         if len(scores) == 1:  # said above

@@ -201,7 +201,7 @@ def said(rliable, monkeypatch, tmp_path, capsys):
         text = capsys.readouterr().out
         lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line[:1] == "|"]
         results = {tuple(cells[:2]): cells[2:] for cells in lines if len(cells) == 8}
-        times = {(cells[0], cells[2]): [cells[1], *cells[3:]] for cells in lines if len(cells) == 9}
+        times = {(cells[0], cells[2]): [cells[1], *cells[3:]] for cells in lines if len(cells) == 10}
         return text, results, times, figures[0]
 
     return report
@@ -240,14 +240,17 @@ class TestReport:
 
     def test_times(self, said):
         """Until 95% of the way of the peers; one that failed was never there; shared cores are told."""
-        ours = [200.0] * 4 + [50.0, None]
-        text, _, times, _ = said(CartPole_v1={compare.PEER: [100.0] * 5, self.SAME: ours, "recipe": [200.0] * 4})
-        assert times["CartPole-v1", compare.PEER] == ["95.0", "5 of 5", "2,000", "", "40", "", ""]
-        target, reached, steps, of_steps, seconds, of_seconds, of_same = times["CartPole-v1", self.SAME]
-        assert (target, reached, steps, seconds) == ("95.0", "4 of 6", "1,100", "11")
-        assert of_steps.startswith("0.55 (0.55 to ") and of_seconds.startswith("0.28 (0.28 to ") == bool(of_same)
-        assert times["CartPole-v1", "recipe"] == ["95.0", "4 of 4", "1,100", "", "11", "", ""]
-        assert "CartPole-v1: 14 runs, abc on a chip; 3 had less than nine tenths" in text
+        ours, twice, unclipped = [200.0] * 4 + [50.0, None], [200.0] * 5, compare.UNCLIPPED
+        contenders = {compare.PEER: [100.0] * 5, self.SAME: ours, compare.BESIDE[unclipped]: twice, unclipped: twice}
+        text, _, times, _ = said(CartPole_v1=contenders | {"recipe": twice[:4]})
+        assert times["CartPole-v1", compare.PEER] == ["95.0", "5 of 5", "2,000", "", "40", "", "", ""]
+        target, reached, steps, of_steps, seconds, of_seconds, *of_same = times["CartPole-v1", self.SAME]
+        assert (target, reached, steps, seconds, of_same) == ("95.0", "4 of 6", "1,100", "11", ["", ""])
+        assert of_steps.startswith("0.55 (0.55 to ") and of_seconds.startswith("0.28 (0.28 to ")
+        beside = ["0.55 (0.55 to 0.55)", "11", "0.28 (0.28 to 0.28)", "1.00 (1.00 to 1.00)", "0.50 (0.50 to 0.50)"]
+        assert times["CartPole-v1", unclipped] == ["95.0", "5 of 5", "1,100", *beside]
+        assert times["CartPole-v1", "recipe"] == ["95.0", "4 of 4", "1,100", "", "11", "", "", ""]
+        assert "CartPole-v1: 24 runs, abc on a chip; 5 had less than nine tenths" in text
         *_, times, _ = said(CartPole_v1={compare.PEER: [100.0] * 4, self.SAME: [100.0] * 5})
         assert "CartPole-v1" not in {row for row, _ in times}  # of too few
 
