@@ -34,6 +34,7 @@ import torch.distributed as dist
 import tyro
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import nn
+from torch.multiprocessing import active_children
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -341,6 +342,7 @@ def process_settings():
     with at_end, torch._dynamo.config.patch(trace_autograd_ops=True):  # to compile forward and backward as one
         at_end.callback(torch.set_num_threads, torch.get_num_threads())
         at_end.callback(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled())
+        at_end.callback(lambda old: [x.kill() for x in {*active_children()} - old], {*active_children()})  # or it hangs
         at_end.callback(stop_signals.clear)
         if sys.platform == "linux":  # keep freed memory: large layers would get it again, page by page, each time
             mallopt = __import__("ctypes").CDLL(None).mallopt
@@ -375,9 +377,7 @@ def train(args: Args) -> dict:
     torch.manual_seed(args.seed)  # the same in all processes, so that they begin with the same parameters
     env_seed = hash((args.seed, global_step, RANK)) % 2**31  # another one in each process, and after resuming
     envs = make_envs(replace(args, seed=env_seed), N)
-    at_end.callback(envs.close)
-    workers = getattr(envs.unwrapped, "processes", [])  # of async: after an error, `close` could wait for them for ever
-    at_end.push(lambda error, *_: error and vars(envs.unwrapped).update(closed=[x.kill() or x.join() for x in workers]))
+    at_end.callback(lambda: "WAITING" in str(getattr(envs.unwrapped, "_state", "")) or envs.close())  # or async hangs
     agent = Agent(envs, args).to(device)
     params = [param for param in agent.parameters() if param.requires_grad]
     flat = nn.utils.parameters_to_vector(params).detach()  # the parameters become views of it: clipping and Adam then
@@ -401,7 +401,7 @@ def train(args: Args) -> dict:
     run_dir, start_time, saved_time, filmed, done = None, time.time(), 0.0, -1, False
     if RANK == 0:  # which alone logs, saves and prints
         name = f"{args.env_id}__{args.exp_name}__{args.seed}__".replace("/", "_").replace(":", "_")
-        run_dir = Path(str(args.resume or f"runs/{name}{time.time():.6f}").removesuffix("checkpoint.pt"))
+        run_dir = Path(str(args.resume or f"runs/{name}{time.time():.6f}").removesuffix("/checkpoint.pt"))
         try:
             run_dir.mkdir(parents=True, exist_ok=args.resume is not None)
             (run_dir / "args.json").write_text(json.dumps(asdict(args), indent=2, default=str))

@@ -13,8 +13,9 @@ value loss is that of the clipped values, ours the larger one (SB3's own default
 an LSTM each for policy and value (if they share one, it does not learn from values), as wide as ours and on the same
 layer, with PyTorch's initial weights, where ours are orthogonal. `VecNormalize` brings its statistics up to date at
 each step, and what is learned from was normalised then; ours do both once an iteration. SB3 resets within a step, where
-ours take a step for it, which counts as one. With `--stop-return`, SB3 stops in the middle of a rollout, ours after the
-update.
+ours take a step for it, which counts as one. SB3 steps single environments, one after the other; ours take gymnasium's
+vector version where there is one (CartPole), or EnvPool with `--vectorization envpool`. With `--stop-return`, SB3 stops
+in the middle of a rollout, ours after the update.
 
 Prints one JSON line: steps, and the steps per second from the first third of the run on (steady state). With
 `--log FOLDER`, curves are written there under our names, once an iteration.

@@ -959,8 +959,16 @@ compiled as one for good | ppo | after training, the process is as it was | trai
 +     with at_end:
 workers are waited for | ppo | a worker that dies ends the run
 | checkpoint::TestKilling::test_workers_that_die_or_raise_end_the_run
-- closed=[x.kill() or x.join() for x in workers]
-+ closed=[]
+- "WAITING" in str(
++ "NOTHING" in str(
+environments stay open | ppo | environments are closed, also after an error
+| checkpoint::TestKilling::test_workers_that_die_or_raise_end_the_run
+- "_state", "")) or envs.close())
++ "_state", "")))
+processes of others are killed | ppo | only processes of this run are killed
+| checkpoint::TestKilling::test_workers_that_die_or_raise_end_the_run
+- {*active_children()} - old]
++ {*active_children()}]
 what can't be shown is not saved | ppo | what no one reads is saved
 | checkpoint::TestKilling::test_no_one_reads_the_progress
 -             bar.update(batch_size)
@@ -973,11 +981,12 @@ the third signal waits too | ppo | a third signal ends at once
 - if stop_signals[1:] else
 + if stop_signals[9:] else
 a checkpoint is no run | ppo | a run goes on from its folder or its file | checkpoint::TestResuming
-- .6f}").removesuffix("checkpoint.pt"))
+- .6f}").removesuffix("/checkpoint.pt"))
 + .6f}"))
-workers that are left | ppo | no worker is left | command_line
-- [x.kill() or x.join() for x in workers]
-+ [x.kill() for x in workers]
+workers are left | ppo | a process ends also when workers can't be made
+| checkpoint::TestKilling::test_workers_that_die_or_raise_end_the_run
+- [x.kill() for x in {*active_children()} - old]
++ old
 a mistake on the line of the progress | ppo | a mistake gets one line | command_line
 - at_end.enter_context(tqdm(
 + (tqdm(

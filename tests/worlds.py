@@ -5,6 +5,7 @@ Used as `--env-id worlds:NAME`. The probes themselves are in examples/probes.py,
 
 import itertools
 import math
+import multiprocessing
 import os
 import signal
 from typing import ClassVar
@@ -204,6 +205,25 @@ class RaisingPercent(World):
 
     def reward(self, action):
         raise ValueError("100 % broken")
+
+
+class Unmakeable(World):
+    """The second of some."""
+
+    def __init__(self):
+        if multiprocessing.current_process().name.endswith("-1"):
+            raise OSError("its port is taken")
+
+
+class Simulator(World):
+    """Says how often it was closed, and that nothing is a number."""
+
+    def observe(self):
+        return np.full(1, np.nan, np.float32)
+
+    def close(self):
+        with open("closed", "a") as file:
+            file.write("closed\n")
 
 
 class Impatient(World):
