@@ -18,7 +18,8 @@ start of the interpreter; memory is the largest resident size of the process its
 improvement over Stable-Baselines3 with the same settings (Agarwal et al., 2021, arXiv:2108.13264), all by their package
 rliable; where no seed of one side is above any of the other, that interval has no width. Rows that stop at a return
 have no such probability. Fewer than five seeds have no interval and no part in anything that needs one. Speeds are
-medians over seeds, with their range.
+medians over seeds, with their range. All that is made of seconds leaves out runs that had less than nine tenths of
+their core.
 
 *SB3's return* is 95% of the way from where SB3 began to where it ended, with the same settings. It is reached when the
 mean over a twentieth of SB3's steps first is that high, whether or not it stays so; medians over seeds, where one that
@@ -297,6 +298,13 @@ def finished(runs: list) -> list:
     return [run for run in runs if run is not None]
 
 
+def alone(runs: list) -> list:
+    """Without runs that had less than nine tenths of their core: their seconds say little."""
+    settings = [None if run is None else run.settings for run in runs]
+    kept = [x is None or x["cores"] > 1 or x["cpu_seconds"] >= 0.9 * x["seconds"] for x in settings]
+    return [*itertools.compress(runs, kept)]
+
+
 def smooth(run, window: float):
     """Rows of steps, seconds, and mean returns over a window of steps before, from the first whole window on."""
     import numpy as np
@@ -384,10 +392,11 @@ def report() -> None:
                 chance = estimates(scores, theirs, function=metrics.probability_of_improvement)
                 better = "{:.2f} ({:.2f} to {:.2f})".format(*chance)
                 pairs.setdefault(contender, []).append((scores, theirs))
-            speeds, sizes = ([run.settings[x] for run in runs] for x in ("steady_sps", "memory_mib"))
-            cells = [row, contender, f"{len(runs)}{failed}", f"{point:,.1f}", spread, better]
-            cells += [f"{statistics.median(speeds):,.0f} ({min(speeds):,.0f} to {max(speeds):,.0f})"]
-            print(f"| {' | '.join(cells)} | {statistics.median(sizes):,.0f} |")
+            speeds = [run.settings["steady_sps"] for run in alone(runs)]
+            speed = f"{statistics.median(speeds):,.0f} ({min(speeds):,.0f} to {max(speeds):,.0f})" if speeds else ""
+            cells = [row, contender, f"{len(runs)}{failed}", f"{point:,.1f}", spread, better, speed]
+            print(f"| {' | '.join(cells)} | {statistics.median(run.settings['memory_mib'] for run in runs):,.0f} |")
+        contenders = {contender: kept for contender, runs in contenders.items() if (kept := alone(runs))}
         peers = contenders.get(PEER, [])
         if len(finished(peers)) < FEW:
             continue
@@ -422,7 +431,9 @@ def report() -> None:
         runs = [run for seeds in names.values() for run in seeds.values() if "failed" not in run]
         places = "; ".join(sorted({f"{run['commit']} on {run['machine']}" for run in runs}))
         few = sum(run["cores"] == 1 and run["cpu_seconds"] < 0.9 * run["seconds"] for run in runs)
-        print(f"{row}: {len(runs)} runs, {places}; {few} had less than nine tenths of a core: their seconds say little")
+        print(
+            f"{row}: {len(runs)} runs, {places}; {few} had less than nine tenths of a core: their seconds are left out"
+        )
     failed = [run for row in record["rows"].values() for x in row.values() for run in x.values() if "failed" in run]
     for run in failed:
         print(f"Failed: {run['command']}: {run['failed']}")
@@ -442,7 +453,7 @@ def draw(record: dict) -> None:
     for axes, row in zip(all_axes, FIGURE, strict=True):
         lines = {PEER: "C7-", "same settings": "C0-", BESIDE["recipe"]: "C7:", "recipe": "C1-"}
         for contender, line in lines.items():
-            runs = finished(runs_of(record, row).get(contender, []))
+            runs = finished(alone(runs_of(record, row).get(contender, [])))
             if runs:
                 x, returns = curves(runs, "seconds")
                 drawn = np.isfinite(returns).all(axis=-1)

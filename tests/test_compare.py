@@ -178,7 +178,7 @@ def said(rliable, monkeypatch, tmp_path, capsys):
     its cells by what is in the first ones, and its figure. A run reaches its return evenly, in 20 steps of 100 steps
     and a second; those of Stable-Baselines3 take two."""
 
-    def report(**rows):
+    def report(quiet=range(99), **rows):
         record = {}
         for row, contenders in rows.items():
             row = row.replace("_", "-")
@@ -190,7 +190,7 @@ def said(rliable, monkeypatch, tmp_path, capsys):
                     if end is not None:
                         curve = [[100 * i, end * (i - 1) / 19, seconds * i] for i in range(1, 21)]
                         found = {"command": command, "return": end, "curve": curve, "steps": 2000, "cores": 1}
-                        found |= {"seconds": 100, "cpu_seconds": 75 + 10 * seed, "steady_sps": 1000 * seed}
+                        found |= {"seconds": 100, "cpu_seconds": 95 if seed in quiet else 85, "steady_sps": 1000 * seed}
                         found |= {"memory_mib": 300 + seed, "commit": "abc", "machine": "a chip"}
                     runs[str(seed)] = found
         monkeypatch.setattr(compare, "RESULTS", tmp_path / "compare.json")
@@ -250,9 +250,23 @@ class TestReport:
         beside = ["0.55 (0.55 to 0.55)", "11", "0.28 (0.28 to 0.28)", "1.00 (1.00 to 1.00)", "0.50 (0.50 to 0.50)"]
         assert times["CartPole-v1", unclipped] == ["95.0", "5 of 5", "1,100", *beside]
         assert times["CartPole-v1", "recipe"] == ["95.0", "4 of 4", "1,100", "", "11", "", "", ""]
-        assert "CartPole-v1: 24 runs, abc on a chip; 5 had less than nine tenths" in text
+        assert "CartPole-v1: 24 runs, abc on a chip; 0 had less than nine tenths" in text
         *_, times, _ = said(CartPole_v1={compare.PEER: [100.0] * 4, self.SAME: [100.0] * 5})
         assert "CartPole-v1" not in {row for row, _ in times}  # of too few
+
+    def test_seconds_of_shared_cores_are_left_out(self, said):
+        """But not the returns."""
+        rows = {"CartPole_v1": {compare.PEER: [100.0] * 6, self.SAME: [500.0] * 2 + [50.0] * 4, "recipe": [1.0]}}
+        text, results, times, figure = said(quiet=range(2, 99), **rows)
+        assert results["CartPole-v1", self.SAME] == [
+            *("6", "162.5", "50.0 to 500.0", "0.33 (50.00 to 500.00)", "4,000 (2,000 to 6,000)", "304")
+        ]
+        assert results["CartPole-v1", "recipe"][4:] == ["", "301"]
+        assert "CartPole-v1: 13 runs, abc on a chip; 3 had less than nine tenths" in text
+        assert times["CartPole-v1", compare.PEER][1] == "5 of 5" and times["CartPole-v1", self.SAME][1] == "1 of 5"
+        assert [line.get_label() for line in figure.axes[0].lines] == [f"{compare.PEER} (5)", f"ours, {self.SAME} (5)"]
+        *_, times, _ = said(quiet=range(3, 99), **rows)
+        assert "CartPole-v1" not in {row for row, _ in times}
 
     def test_figure(self, said):
         """Interquartile means over seconds, with bands where five seeds or more are there; each with their number."""
