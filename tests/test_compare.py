@@ -1,5 +1,6 @@
 """benchmarks/compare.py: what it would run, and what it makes of runs."""
 
+import functools
 import importlib.util
 import math
 import os
@@ -178,6 +179,8 @@ def said(rliable, monkeypatch, tmp_path, capsys):
     its cells by what is in the first ones, and its figure. A run reaches its return evenly, in 20 steps of 100 steps
     and a second; those of Stable-Baselines3 take two."""
 
+    ratios = compare.ratios
+
     def report(quiet=range(99), **rows):
         record = {}
         for row, contenders in rows.items():
@@ -194,6 +197,7 @@ def said(rliable, monkeypatch, tmp_path, capsys):
                         found |= {"memory_mib": 300 + seed, "commit": "abc", "machine": "a chip"}
                     runs[str(seed)] = found
         monkeypatch.setattr(compare, "RESULTS", tmp_path / "compare.json")
+        monkeypatch.setattr(compare, "ratios", functools.partial(ratios, draws=50))
         compare.RESULTS.write_text(compare.json.dumps({"rows": record}))
         figures = []
         monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: figures.append(figure))
