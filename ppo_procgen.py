@@ -338,7 +338,7 @@ def evaluate(agent: Agent, args: Args, episodes: int, video_folder: Path | None 
 
 @contextmanager
 def process_settings():
-    """Makes Ctrl-C and SIGTERM finish the iteration in hand, a third one not; then the process is as it was before."""
+    """Ctrl-C and SIGTERM finish the iteration, a third ends at once; then all is as it was before, no child is left."""
     with at_end, torch._dynamo.config.patch(trace_autograd_ops=True):  # to compile forward and backward as one
         at_end.callback(torch.set_num_threads, torch.get_num_threads())
         at_end.callback(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled())
