@@ -88,7 +88,7 @@ class TestProbes:
 
     @pytest.mark.parametrize(
         ("script", "name", "numbers"),
-        [("ppo.py", "Probe", (1, 4, 5)), ("ppo_continuous.py", "ProbeContinuous", (4,))],
+        [("ppo.py", "Probe", (1, 5)), ("ppo_continuous.py", "ProbeContinuous", (4,))],
     )
     def test_right(self, script, name, numbers):
         """All of them are in test_fork.py."""
@@ -122,8 +122,8 @@ class TestProbes:
         ("script", "bug", "numbers", "wrong", "points_at"),
         [
             ("ppo.py", "time limits end", (3, 6), 6, "the time limit counts as an end"),
-            ("ppo_continuous.py", "ends bootstrap", (4, 7), 7, "an end is bootstrapped"),
-            ("ppo.py", "worse actions are better", (2, 4), 4, "the policy's gradient or its sign"),
+            ("ppo_continuous.py", "ends bootstrap", (7,), 7, "an end is bootstrapped"),
+            ("ppo.py", "worse actions are better", (4,), 4, "the policy's gradient or its sign"),
         ],
     )
     def test_wrong(self, script, bug, numbers, wrong, points_at):
