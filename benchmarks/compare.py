@@ -2,7 +2,7 @@
 
     python benchmarks/compare.py run FOLDER                         # everything; again to go on after a stop
     python benchmarks/compare.py run FOLDER --rows CartPole-v1 --seeds 1 2 3
-    python benchmarks/compare.py report                             # tables, and results/compare.png, from the results
+    python benchmarks/compare.py report                             # tables, and results/compare*.png, from the results
 
 `run` makes virtual environments of both sides in FOLDER, from pinned versions, and trains, one core and one thread for
 each run, a run on each core: ours and Stable-Baselines3 take turns, seed by seed. Rows with pixels have all cores,
@@ -123,7 +123,9 @@ for task in (
     ROWS[task]["recipe"] = f"ppo_continuous.py {same} {RECIPE} --vectorization envpool --compile"
 PIXELS = ("Pong", "Breakout", "BeamRider")
 FEW = 5  # fewer seeds have no interval
-FIGURE = ("CartPole-v1", "Acrobot-v1", "CartPoleHidden-v0")
+FIGURE = ("CartPole-v1", "Acrobot-v1", "CartPoleHidden-v0")  # over seconds
+LINES = {PEER: "C7-", "same settings": "C0-", "defaults": "C0-", BESIDE["recipe"]: "C7:", "recipe": "C1-"}  # drawn
+LINES["bfloat16"] = "C1-"
 
 
 def number_of_seeds(row: str, contender: str) -> int:
@@ -441,6 +443,7 @@ def report() -> None:
 
 
 def draw(record: dict) -> None:
+    """Three tasks over seconds, and all over steps, where runs that shared their core count as well."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -449,24 +452,34 @@ def draw(record: dict) -> None:
 
     from examples.plot import curves, interquartile_mean, interval
 
-    figure, all_axes = plt.subplots(1, len(FIGURE), figsize=(5 * len(FIGURE), 3.5), layout="constrained")
-    for axes, row in zip(all_axes, FIGURE, strict=True):
-        lines = {PEER: "C7-", "same settings": "C0-", BESIDE["recipe"]: "C7:", "recipe": "C1-"}
-        for contender, line in lines.items():
-            runs = finished(alone(runs_of(record, row).get(contender, [])))
-            if runs:
-                x, returns = curves(runs, "seconds")
+    trained = [row for row in ROWS if any(map(finished, runs_of(record, row).values()))]
+    for axis, rows, columns in (("seconds", FIGURE, 3), ("steps", trained, 4)):
+        lines, size = math.ceil(len(rows) / columns), (5, 3.5) if axis == "seconds" else (4, 3)
+        shape = {"figsize": (size[0] * columns, size[1] * lines), "squeeze": False, "layout": "constrained"}
+        figure, all_axes = plt.subplots(lines, columns, **shape)
+        for axes in all_axes.flat[len(rows) :]:
+            axes.axis("off")
+        for axes, row in zip(all_axes.flat, rows, strict=False):
+            for contender, line in LINES.items():
+                runs = runs_of(record, row).get(contender, [])
+                runs = finished(alone(runs) if axis == "seconds" else runs)
+                if not runs:
+                    continue
+                x, returns = curves(runs, axis)
                 drawn = np.isfinite(returns).all(axis=-1)
                 name = contender if PEER in contender else f"ours, {contender}"
                 name = name.replace(PEER, "RecurrentPPO") if row == "CartPoleHidden-v0" else name
-                axes.plot(x[drawn], interquartile_mean(returns[drawn]), line, label=f"{name} ({len(runs)})")
+                x, returns = x[drawn] / (1 if axis == "seconds" else 1e6), returns[drawn]
+                axes.plot(x, interquartile_mean(returns), line, label=f"{name} ({len(runs)})")
                 if len(runs) >= FEW:
-                    axes.fill_between(x[drawn], *interval(returns[drawn]), color=line[:2], alpha=0.2, linewidth=0)
-        axes.set(title=row, xlabel="seconds, from the start of the command", ylabel="return", xlim=(0, None))
-        axes.grid(alpha=0.2)
-        if axes.lines:
-            axes.legend(loc="lower right")
-    figure.savefig(RESULTS.with_suffix(".png"), dpi=110)
+                    axes.fill_between(x, *interval(returns), color=line[:2], alpha=0.2, linewidth=0)
+            label = "seconds, from the start of the command" if axis == "seconds" else "million steps"
+            axes.set(title=row, xlabel=label, ylabel="return", xlim=(0, None))
+            axes.grid(alpha=0.2)
+            if axes.lines:
+                axes.legend(loc="lower right", fontsize=None if axis == "seconds" else "small")
+        suffix = "" if axis == "seconds" else "_steps"
+        figure.savefig(RESULTS.with_name(f"{RESULTS.stem}{suffix}.png"), dpi=110 if axis == "seconds" else 80)
 
 
 def main() -> None:

@@ -176,7 +176,7 @@ def rliable(monkeypatch):
 @pytest.fixture
 def said(rliable, monkeypatch, tmp_path, capsys):
     """A function: the words of a report on some runs, {row: {contender: returns at the end, None for one that failed}},
-    its cells by what is in the first ones, and its figure. A run reaches its return evenly, in 20 steps of 100 steps
+    its cells by what is in the first ones, and its figures. A run reaches its return evenly, in 20 steps of 100 steps
     and a second; those of Stable-Baselines3 take two."""
 
     ratios = compare.ratios
@@ -206,7 +206,7 @@ def said(rliable, monkeypatch, tmp_path, capsys):
         lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line[:1] == "|"]
         results = {tuple(cells[:2]): cells[2:] for cells in lines if len(cells) == 8}
         times = {(cells[0], cells[2]): [cells[1], *cells[3:]] for cells in lines if len(cells) == 10}
-        return text, results, times, figures[0]
+        return text, results, times, figures
 
     return report
 
@@ -261,23 +261,24 @@ class TestReport:
     def test_seconds_of_shared_cores_are_left_out(self, said):
         """But not the returns."""
         rows = {"CartPole_v1": {compare.PEER: [100.0] * 6, self.SAME: [500.0] * 2 + [50.0] * 4, "recipe": [1.0]}}
-        text, results, times, figure = said(quiet=range(2, 99), **rows)
+        text, results, times, figures = said(quiet=range(2, 99), **rows)
         assert results["CartPole-v1", self.SAME] == [
             *("6", "162.5", "50.0 to 500.0", "0.33 (50.00 to 500.00)", "4,000 (2,000 to 6,000)", "304")
         ]
         assert results["CartPole-v1", "recipe"][4:] == ["", "301"]
         assert "CartPole-v1: 13 runs, abc on a chip; 3 had less than nine tenths" in text
         assert times["CartPole-v1", compare.PEER][1] == "5 of 5" and times["CartPole-v1", self.SAME][1] == "1 of 5"
-        assert [line.get_label() for line in figure.axes[0].lines] == [f"{compare.PEER} (5)", f"ours, {self.SAME} (5)"]
+        labels = [[line.get_label() for line in figure.axes[0].lines] for figure in figures]
+        assert labels[0] == [f"{compare.PEER} (5)", f"ours, {self.SAME} (5)"]
+        assert labels[1] == [f"{compare.PEER} (6)", f"ours, {self.SAME} (6)", "ours, recipe (1)"]
         *_, times, _ = said(quiet=range(3, 99), **rows)
         assert "CartPole-v1" not in {row for row, _ in times}
 
     def test_figure(self, said):
         """Interquartile means over seconds, with bands where five seeds or more are there; each with their number."""
-        hidden, returns = "CartPoleHidden_v0", [10.0, 100.0, 100.0, 130.0, 900.0]
-        *_, figure = said(
-            **{"CartPole_v1": {self.SAME: returns, "recipe": returns[:4]}, hidden: {compare.PEER: returns}}
-        )
+        row, hidden, returns = "CartPoleHidden-v0", "CartPoleHidden_v0", [10.0, 100.0, 100.0, 130.0, 900.0]
+        rows = {"CartPole_v1": {self.SAME: returns, "recipe": returns[:4]}, hidden: {compare.PEER: returns}}
+        *_, (figure, over_steps) = said(**rows, Swimmer_v5={"defaults": [*returns, None]}, Ant_v5={"recipe": [None]})
         first, second, third = figure.axes
         assert [axes.get_title() for axes in figure.axes] == [*compare.FIGURE]
         assert [line.get_label() for line in first.lines] == ["ours, same settings (5)", "ours, recipe (4)"]
@@ -286,6 +287,10 @@ class TestReport:
         x, y = first.lines[0].get_data()
         assert x[-1] == pytest.approx(20, rel=0.1) and y[-1] == pytest.approx(110, rel=0.1)
         assert third.lines[0].get_data()[0][-1] == pytest.approx(40, rel=0.1)
+        assert [axes.get_title() for axes in over_steps.axes if axes.lines] == ["CartPole-v1", row, "Swimmer-v5"]
+        (line,) = over_steps.axes[2].lines
+        assert line.get_label() == "ours, defaults (5)" and line.get_data()[0][-1] == pytest.approx(0.002)
+        assert line.get_data()[1][-1] == pytest.approx(110, rel=0.1) and len(over_steps.axes[2].collections) == 1
 
 
 def test_two_processes_add_to_the_results(tmp_path, monkeypatch):
