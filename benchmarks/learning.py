@@ -1,16 +1,14 @@
-"""Does it learn? Returns over seeds, at the defaults and with recipes.
+"""Does Atari learn? Returns over seeds, for runs so long that they may need a GPU, and several sessions.
 
-    python benchmarks/learning.py CartPole-v1 Acrobot-v1      # or any other name of RUNS; all if none is given
-    python benchmarks/learning.py Hopper-v5 --seeds 3 7       # these seeds only, beside those already there
-    python benchmarks/learning.py Pong --seeds 1 2 --processes 1                # one after the other, on all cores
+    python benchmarks/learning.py Pong --seeds 1 2                       # one after the other, on all cores
     python benchmarks/learning.py Breakout-10M --seeds 1 --device cuda --runs FOLDER --minutes 9     # again to go on
-    python benchmarks/learning.py --plot                      # draw results/learning*.png from what is there
+    python benchmarks/learning.py --plot                                 # draw results/learning_*.png
 
-The return of a run is the mean of its last 100 training episodes (actions sampled, not the best ones), the interval is
-the 95% interval of the mean over seeds (Student's t). Results, seed by seed: `benchmarks/results/learning_*.json`, with
-the device in the name if `--device` was given; the seconds of a curve count from the start of training, interpreter and
-compilation included. With `--runs`, runs are kept in that folder; those that `--minutes` stopped go on, with the same
-command, where they were, and their seconds add up.
+All other tasks are in `compare.py`. The return of a run is the mean of its last 100 training episodes (actions sampled,
+not the best ones). Results, seed by seed: `benchmarks/results/learning_*.json`, with the device in the name if
+`--device` was given; the seconds of a curve count from the start of training, interpreter and compilation included.
+With `--runs`, runs are kept in that folder; those that `--minutes` stopped go on, with the same command, where they
+were, and their seconds add up. `--processes` trains several at once, which share the cores.
 """
 
 import argparse
@@ -34,45 +32,16 @@ RESULTS = HERE / "results"
 sys.path.insert(0, str(HERE.parent))
 
 # name: (script and arguments, mean return to reach)
+PONG = "ppo_atari.py --env-id PongNoFrameskip-v4 --total-timesteps 3000000 --num-envs 16 --num-minibatches 8"
+PONG += " --update-epochs 3 --learning-rate 1e-3 --clip-coef 0.2"
 RUNS = {
-    "CartPole-v1": ("ppo.py --env-id CartPole-v1", 490),
-    "Acrobot-v1": ("ppo.py --env-id Acrobot-v1", -86),
-    "LunarLander-v3": (
-        "ppo.py --env-id LunarLander-v3 --total-timesteps 1000000 --num-envs 32 --num-steps 256 --num-minibatches 16"
-        " --update-epochs 10 --learning-rate 1e-3 --gamma 0.999 --gae-lambda 0.98 --norm-reward",
-        240,
-    ),
-    "MountainCar-v0": (
-        "ppo.py --env-id MountainCar-v0 --total-timesteps 1000000 --num-envs 16 --num-steps 16 --learning-rate 3e-4"
-        " --gae-lambda 0.98 --ent-coef 0 --norm-obs --norm-reward",
-        -130,
-    ),
+    "Breakout": ("ppo_atari.py --total-timesteps 1000000", None),  # a tenth of the runs that papers publish
+    "Pong": (f"{PONG} --stop-return 18", 18),
+    # For a GPU: published runs of 10M steps, Pong to the end, and what bfloat16 costs
+    "Breakout-10M": ("ppo_atari.py --compile", 400),
+    "Pong-20": (f"{PONG} --stop-return 20 --compile", 20),
+    "Breakout-float32": ("ppo_atari.py --total-timesteps 1000000 --no-bf16", None),
 }
-# name: (environment, steps, mean return to reach); --compile changes nothing but rounding and the time that it takes
-for env_id, steps, target in (
-    ("HalfCheetah-v5", 1_000_000, 1450),
-    ("Hopper-v5", 1_000_000, 2380),
-    ("Walker2d-v5", 1_000_000, 2300),
-    ("InvertedPendulum-v5", 1_000_000, 965),
-    ("Pendulum-v1", 500_000, -250),
-):
-    RUNS[env_id] = (f"ppo_continuous.py --env-id {env_id} --total-timesteps {steps} --compile", target)
-    RUNS[f"{env_id}-fast"] = (
-        f"ppo_continuous.py --env-id {env_id} --total-timesteps {steps} --compile --vectorization envpool"
-        " --num-envs 16 --num-steps 128 --num-minibatches 8 --learning-rate 1e-3",
-        target,
-    )
-RUNS["Breakout"] = ("ppo_atari.py --total-timesteps 1000000", None)  # a tenth of the runs that papers publish
-RUNS["Pong"] = (
-    "ppo_atari.py --env-id PongNoFrameskip-v4 --total-timesteps 3000000 --num-envs 16 --num-minibatches 8"
-    " --update-epochs 3 --learning-rate 1e-3 --clip-coef 0.2 --stop-return 18",
-    18,
-)
-# For a GPU: published runs of 10M steps, Pong to the end, and what bfloat16 costs
-RUNS["Breakout-10M"] = ("ppo_atari.py --compile", 400)
-RUNS["Pong-20"] = (RUNS["Pong"][0].replace("--stop-return 18", "--stop-return 20 --compile"), 20)
-RUNS["Breakout-float32"] = (f"{RUNS['Breakout'][0]} --no-bf16", None)
-T_95 = [math.nan, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26]  # by degrees of freedom; beyond, 2.26
 
 
 class Job(NamedTuple):
@@ -162,58 +131,26 @@ def train_seed(job: Job) -> tuple[Job, dict]:
     return job, run | {"machine": machine(next(result["agent"].parameters()).device)}
 
 
-def summary(results: list[dict]) -> tuple[float, float]:
-    """Mean over seeds and half the width of its 95% interval."""
-    returns = [result["return"] for result in results]
-    if len(returns) == 1:
-        return returns[0], math.nan
-    return statistics.mean(returns), T_95[min(len(returns), 10) - 1] * statistics.stdev(returns) / math.sqrt(
-        len(returns)
-    )
-
-
-def curves(axes, name: str, color: str, label: str, over_time: bool = False) -> None:
-    """The seeds of one row of RUNS, thin, and their mean where all ran for as many steps; or over minutes."""
-    results = json.loads((RESULTS / f"learning_{name}.json").read_text())["runs"]
-    columns = list(zip(*[result["curve"] for result in results], strict=True))
-    values = [sorted(value for _, value, *_ in column if value is not None) for column in columns]
-    together = len({column[0] for column in columns[-1]}) == 1 and not over_time
-    for result in results:
-        width = {"alpha": 0.25, "linewidth": 0.8} if together else {"label": f"seed {result['seed']}"}
-        steps, returns, *clock = zip(*result["curve"], strict=True)
-        x = [seconds / 60 for seconds in clock[0]] if over_time else steps
-        axes.plot(x, returns, color=color if together else None, **width)
-    if not together:
-        return
-    means = [statistics.mean(column) if column else math.nan for column in values]
-    axes.plot([column[0][0] for column in columns], means, color=color, linewidth=2, label=f"{label} ({len(results)})")
-
-
 def plot() -> None:
     import matplotlib.pyplot as plt
 
-    discrete = [name for name, (command, _) in RUNS.items() if command.startswith("ppo.py")]
-    continuous = [name for name in RUNS if f"{name}-fast" in RUNS]
-    gpu = [f"{name}_cuda" for name in ("Pong-20", "Breakout-10M") if (RESULTS / f"learning_{name}_cuda.json").exists()]
-    for file, names, shape in (
-        ("learning", discrete, (2, 2)),
-        ("learning_continuous", continuous, (2, 3)),
-        ("learning_atari", ["Pong", "Breakout"], (1, 2)),
-        *([("learning_gpu", gpu, (1, 2))] if gpu else []),
-    ):
-        figure, all_axes = plt.subplots(*shape, figsize=(5 * shape[1], 3.25 * shape[0]), layout="constrained")
-        for axes in all_axes.flat[len(names) :]:
-            axes.axis("off")
-        for axes, name in zip(all_axes.flat, names, strict=False):
-            over_time, row = names is gpu, name.removesuffix("_cuda")
-            curves(axes, name, "C0", "defaults" if names is continuous else "mean of the seeds", over_time)
-            if f"{name}-fast" in RUNS:
-                curves(axes, f"{name}-fast", "C1", "fast recipe")
-            target = RUNS[row][1]
+    gpu = [f"{name}_cuda" for name in ("Pong-20", "Breakout-10M")]
+    for file, names in ("learning_atari", ["Pong", "Breakout"]), ("learning_gpu", gpu):
+        files = [RESULTS / f"learning_{name}.json" for name in names]
+        if not all(file.exists() for file in files):
+            continue
+        figure, all_axes = plt.subplots(1, 2, figsize=(10, 3.25), layout="constrained")
+        for axes, name, results in zip(all_axes, names, files, strict=True):
+            for run in json.loads(results.read_text())["runs"]:
+                steps, returns, *clock = zip(*run["curve"], strict=True)
+                x = [seconds / 60 for seconds in clock[0]] if names is gpu else steps
+                axes.plot(x, returns, label=f"seed {run['seed']}")
+            name = name.removesuffix("_cuda")
+            target = RUNS[name][1]
             if target is not None:
                 axes.axhline(target, color="0.4", linestyle=":", label=f"target {target}")
-            unit = "minutes of wall clock" if over_time else "environment steps"
-            axes.set(title=row, xlabel=unit, ylabel="episodic return")
+            unit = "minutes of wall clock" if names is gpu else "environment steps"
+            axes.set(title=name, xlabel=unit, ylabel="episodic return")
             axes.legend(loc="lower right")
             axes.grid(alpha=0.2)
         figure.savefig(RESULTS / f"{file}.png", dpi=110)
@@ -221,9 +158,9 @@ def plot() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[*RUNS, []])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[*range(1, 11)])
-    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(RUNS)}")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--device", help="where to train; else where the script does by itself")
     parser.add_argument("--runs", help="folder to keep runs in, and to go on with those that are there")
     parser.add_argument("--minutes", type=float, default=0, help="stop and save a run after so many; needs --runs")
@@ -231,12 +168,14 @@ def main() -> None:
     args = parser.parse_args()
     if args.plot:
         return plot()
+    if not args.names or {*args.names} - {*RUNS}:
+        parser.error(f"name some of {', '.join(RUNS)}")
     if args.minutes and not args.runs:
         parser.error("--minutes needs --runs, where the run is kept")
     RESULTS.mkdir(exist_ok=True)
     threads, folder = max(1, os.cpu_count() // args.processes), args.runs and str(Path(args.runs).resolve())
     rest = (args.device, threads, folder, args.minutes)
-    jobs = [Job(name, seed, *rest) for seed in args.seeds for name in args.names or RUNS]
+    jobs = [Job(name, seed, *rest) for seed in args.seeds for name in args.names]
     for name in {job.name for job in jobs}:
         recorded(name, args.device)  # before hours of training
     with multiprocessing.get_context("spawn").Pool(args.processes, maxtasksperchild=1) as pool:
@@ -250,10 +189,10 @@ def main() -> None:
             runs = sorted(
                 [run for run in runs if run["seed"] != result["seed"]] + [result], key=lambda run: run["seed"]
             )
-            mean, half = summary(runs)
+            mean = statistics.mean(run["return"] for run in runs)
             print(f"{job.name} seed {job.seed}: {result['return']} in {result['seconds']} s", flush=True)
-            print(f"  {len(runs)} seeds: {mean:.1f} ± {half:.1f} (target {target})", flush=True)
-            record = {"command": result["command"], "mean": mean, "interval_95": half, "runs": runs}
+            print(f"  {len(runs)} seeds: {mean:.1f} (target {target})", flush=True)
+            record = {"command": result["command"], "mean": mean, "runs": runs}
             file_of(job.name, job.device).write_text(json.dumps(record) + "\n")
 
 
