@@ -32,7 +32,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 HERE = Path(__file__).resolve().parent
 SB3, CONTINUOUS = "sb3.py --norm-obs --norm-reward --ent-coef 0 --update-epochs 10", "ppo_continuous.py"
-RECIPE = "--num-envs 16 --num-steps 128 --num-minibatches 8 --learning-rate 1e-3"  # the fast one of learning.py
+RECIPE = "--num-envs 16 --num-steps 128 --num-minibatches 8 --learning-rate 1e-3"  # the fast one of compare.py
 FAST = f"{RECIPE} --vectorization envpool --compile"
 DEFAULTS = "--num-envs 1 --num-steps 2048 --num-minibatches 32 --learning-rate 3e-4"
 # environment: {contender: (script and arguments, steps)}; the first one is what the others are compared with
