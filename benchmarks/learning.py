@@ -4,11 +4,12 @@
     python benchmarks/learning.py Breakout-10M --seeds 1 --device cuda --runs FOLDER --minutes 9     # again to go on
     python benchmarks/learning.py --plot                                 # draw results/learning_*.png
 
-All other tasks are in `compare.py`. The return of a run is the mean of its last 100 training episodes (actions sampled,
-not the best ones). Results, seed by seed: `benchmarks/results/learning_*.json`, with the device in the name if
-`--device` was given; the seconds of a curve count from the start of training, interpreter and compilation included.
-With `--runs`, runs are kept in that folder; those that `--minutes` stopped go on, with the same command, where they
-were, and their seconds add up. `--processes` trains several at once, which share the cores.
+`compare.py` has all other tasks, and these beside Stable-Baselines3 on the CPU. The return of a run is the mean of its
+last 100 training episodes (actions sampled, not the best ones). Results, seed by seed:
+`benchmarks/results/learning_*.json`, with the device in the name if `--device` was given; the seconds of a curve count
+from the start of the process, with imports and compilation. With `--runs`, runs are kept in that folder; those that
+`--minutes` stopped go on, with the same command, where they were, and their seconds add up. `--processes` trains
+several at once, which share the cores.
 """
 
 import argparse
@@ -134,14 +135,13 @@ def train_seed(job: Job) -> tuple[Job, dict]:
 def plot() -> None:
     import matplotlib.pyplot as plt
 
-    gpu = [f"{name}_cuda" for name in ("Pong-20", "Breakout-10M")]
+    gpu = [name for name in ("Pong-20_cuda", "Breakout-10M_cuda") if (RESULTS / f"learning_{name}.json").exists()]
     for file, names in ("learning_atari", ["Pong", "Breakout"]), ("learning_gpu", gpu):
-        files = [RESULTS / f"learning_{name}.json" for name in names]
-        if not all(file.exists() for file in files):
+        if not names:
             continue
-        figure, all_axes = plt.subplots(1, 2, figsize=(10, 3.25), layout="constrained")
-        for axes, name, results in zip(all_axes, names, files, strict=True):
-            for run in json.loads(results.read_text())["runs"]:
+        figure, all_axes = plt.subplots(1, len(names), figsize=(10, 3.25), squeeze=False, layout="constrained")
+        for axes, name in zip(all_axes[0], names, strict=True):
+            for run in json.loads((RESULTS / f"learning_{name}.json").read_text())["runs"]:
                 steps, returns, *clock = zip(*run["curve"], strict=True)
                 x = [seconds / 60 for seconds in clock[0]] if names is gpu else steps
                 axes.plot(x, returns, label=f"seed {run['seed']}")

@@ -5,7 +5,6 @@
     python benchmarks/speed.py --rounds 3 --commands 0
     python benchmarks/speed.py Hopper-v5 --rounds 3
     python benchmarks/speed.py BreakoutNoFrameskip-v4 --rounds 5
-    python benchmarks/speed.py HalfCheetah-v5 Walker2d-v5 --rounds 3     # defaults and fast recipe alone
 
 Steady state is the speed from the first third of a run on, so imports and compilation don't count. A whole command is
 timed from outside, interpreter start, imports and compilation (`--compile`, from an empty cache) included. Each round
@@ -57,11 +56,6 @@ CONTENDERS = {
         "ppo_atari.py --no-bf16": ("ppo_atari.py --no-bf16", 18_432),
     },
 }
-for env_id in ("HalfCheetah-v5", "Walker2d-v5", "InvertedPendulum-v5", "Pendulum-v1"):
-    CONTENDERS[env_id] = {
-        "ppo_continuous.py": (CONTINUOUS, 81_920),
-        "ppo_continuous.py, fast recipe": (f"{CONTINUOUS} {FAST}", 307_200),
-    }
 
 
 def machine(device: Any = "cpu") -> dict[str, str]:
