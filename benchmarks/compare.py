@@ -454,7 +454,7 @@ def draw(record: dict) -> None:
 
     trained = [row for row in ROWS if any(map(finished, runs_of(record, row).values()))]
     for axis, rows, columns in (("seconds", FIGURE, 3), ("steps", trained, 4)):
-        lines, size = math.ceil(len(rows) / columns), (5, 3.5) if axis == "seconds" else (4, 3)
+        lines, size = max(1, math.ceil(len(rows) / columns)), (5, 3.5) if axis == "seconds" else (4, 3)
         shape = {"figsize": (size[0] * columns, size[1] * lines), "squeeze": False, "layout": "constrained"}
         figure, all_axes = plt.subplots(lines, columns, **shape)
         for axes in all_axes.flat[len(rows) :]:

@@ -274,6 +274,10 @@ class TestReport:
         *_, times, _ = said(quiet=range(3, 99), **rows)
         assert "CartPole-v1" not in {row for row, _ in times}
 
+    def test_nothing_but_failures(self, said):
+        _, results, _, figures = said(Ant_v5={"recipe": [None]})
+        assert results["Ant-v5", "recipe"][0] == "0, 1 failed" and not any(a.lines for x in figures for a in x.axes)
+
     def test_figure(self, said):
         """Interquartile means over seconds, with bands where five seeds or more are there; each with their number."""
         row, hidden, returns = "CartPoleHidden-v0", "CartPoleHidden_v0", [10.0, 100.0, 100.0, 130.0, 900.0]
