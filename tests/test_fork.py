@@ -4,6 +4,7 @@ Worlds that say where an observation belongs, a loss worked out by hand, probes,
 are only called: a fork may have any. Arguments are plain ones, whatever a fork's defaults are.
 """
 
+import contextlib
 import copy
 import itertools
 import math
@@ -25,7 +26,7 @@ from torch.distributions import Categorical, Independent, Normal
 
 import worlds
 from conftest import two_processes
-from forks import DETAILS, documented
+from forks import DETAILS, chosen, documented
 from reference import Categoricals, Gaussians, Learner, Step, advantage_by_definition
 from test_gae import ends_at_random
 from test_train import scalars
@@ -828,28 +829,50 @@ PROCESS = """
 import os, sys, torch, torch.distributed as dist
 from pathlib import Path
 from forks import Script
-fork = Script(Path(sys.argv[1])).module
-gradients, compute_gradient = [], fork.compute_gradient
 def record(agent, params, batch, clip_coef, args):
     loss, _ = fork.ppo_loss(agent, batch, clip_coef, args)
     own = torch.cat([x.flatten() for x in torch.autograd.grad(loss, params, materialize_grads=True)])
     shared, diagnostics = compute_gradient(agent, params, batch, clip_coef, args)
     gradients.append((own, shared))
     return shared, diagnostics
-fork.compute_gradient = record
 more = {"max_grad_norm": 1e6, "total_timesteps": 48, "num_envs": 4, "num_steps": 6, "num_minibatches": 2}
-agent = fork.train(fork.Args(env_id=sys.argv[2], update_epochs=2, **more))["agent"]
-torch.save({"gradients": gradients, "state": agent.state_dict()}, f"process{os.environ['RANK']}.pt")
+_, *paths = sys.argv
+if len(paths) > 2:
+    dist.init_process_group("gloo")  # which each script does where it has not been done, once in a process
+for path, env_id in zip(paths[::2], paths[1::2]):
+    fork = Script(Path(path)).module
+    gradients, compute_gradient = [], fork.compute_gradient
+    fork.compute_gradient = record
+    agent = fork.train(fork.Args(env_id=env_id, update_epochs=2, **more))["agent"]
+    found = {"gradients": gradients, "state": agent.state_dict()}
+    torch.save(found, f"{Path(path).stem}_{os.environ['RANK']}.pt")
 """
 
 
+@pytest.fixture(scope="module")
+def two_learned(request, tmp_path_factory):
+    """What each of two processes learned with a script. Ours share the two, which take seconds to start."""
+    folders = {}
+
+    def of(script):
+        scripts = [script] if request.config.getoption("--script") else chosen(request.config)
+        if script.path not in folders:
+            folder = tmp_path_factory.mktemp("two")
+            worlds_of = [WORLDS["anything"][ALL.split().index(x.kind.replace("images", "pixels"))] for x in scripts]
+            with contextlib.chdir(folder):
+                Path("process.py").write_text(PROCESS)
+                two_processes("process.py", *itertools.chain(*zip([x.path for x in scripts], worlds_of, strict=True)))
+            folders.update({x.path: folder for x in scripts})
+        return [torch.load(folders[script.path] / f"{script.path.stem}_{rank}.pt") for rank in range(2)]
+
+    return of
+
+
 @proves("b")
-def test_gradients_are_averaged_over_processes(request, arguments, tmp_path):
+@pytest.mark.xdist_group("two processes")
+def test_gradients_are_averaged_over_processes(fork, two_learned, request):
     """Each has samples of its own; what they learn is the same, bit for bit."""
-    script = request.node.callspec.params["fork"]
-    Path("process.py").write_text(PROCESS)
-    two_processes("process.py", script.path, arguments("anything").env_id)
-    first, second = (torch.load(f"process{rank}.pt") for rank in range(2))
+    first, second = two_learned(request.node.callspec.params["fork"])
     assert states_equal(first["state"], second["state"])
     assert len(first["gradients"]) == 2 * 2 * 2
     for (own, shared), (other, same) in zip(first["gradients"], second["gradients"], strict=True):

@@ -205,6 +205,10 @@ def watched(tmp_path_factory):
 class TestWatched:
     """Each process has its own environments, and both together learn from all of them."""
 
+    def test_the_runs_are_made_once(self, request):
+        """Where tests are shared out, one process gets this whole class."""
+        assert request.node.nodeid.endswith("@watched") or "PYTEST_XDIST_WORKER" not in os.environ
+
     def test_the_gradient_is_the_mean_and_then_clipped(self, watched):
         gradients, diagnostics = zip(*(learn_from(batch, 1e9) for batch in samples()), strict=True)
         mean = (gradients[0] + gradients[1]) / 2

@@ -151,9 +151,11 @@ class TestBudgets:
         assert len(modules & sys.stdlib_module_names) <= 10
         assert not modules & {path.stem for pattern in ("*.py", "[a-z]*/*.py") for path in ROOT.glob(pattern)}
 
-    def test_importing_it_does_nothing(self, script, tmp_path):
-        code = f"""
-import random, signal, numpy, torch
+
+def test_importing_them_does_nothing(tmp_path):
+    """One after the other, in a process of its own: whatever one changes is seen when it is its turn."""
+    code = f"""
+import importlib, random, signal, numpy, torch
 state = lambda: (
     torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.get_default_dtype(),
     *map(signal.getsignal, (signal.SIGINT, signal.SIGTERM)), torch.get_rng_state().tolist(), random.getstate(),
@@ -161,12 +163,13 @@ state = lambda: (
 )
 torch.utils.tensorboard = __import__("torch.utils.tensorboard")  # which sets variables of the environment itself
 before = state()
-import {script.removesuffix(".py")}
-assert before == state()
+for name in {[script.removesuffix(".py") for script in SCRIPTS]}:
+    importlib.import_module(name)
+    assert before == state(), name
 """
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-        assert [*tmp_path.iterdir()] == []
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert [*tmp_path.iterdir()] == []
