@@ -35,6 +35,7 @@ def pytest_cmdline_main(config):
     main = "PYTEST_XDIST_WORKER" not in os.environ and not config.option.usepdb
     if main and config.getoption("dist", "no") == "no":
         config.option.dist = "loadgroup"  # what is made for several tests, by one process alone
+    config.option.loadgroup = not main  # which a process that xdist starts knows from its command line alone
     if main and config.getoption("--script") and config.getoption("numprocesses", 0) is None:
         config.option.numprocesses = min(2, os.cpu_count())
 

@@ -340,7 +340,7 @@ class TestPrecision:
 
 
 def learn(env_id, **changes):
-    settings = {"total_timesteps": 1536, "num_envs": 8, "num_steps": 16, "learning_rate": 1e-3, "gamma": GAMMA}
+    settings = {"total_timesteps": 768, "num_envs": 4, "num_steps": 16, "learning_rate": 1e-3, "gamma": GAMMA}
     settings |= {"num_minibatches": 2, "update_epochs": 2, "clip_coef": 0.2}
     return train(env_id=f"worlds:{env_id}", **settings | changes)["agent"]
 
