@@ -411,7 +411,7 @@ def train(args: Args) -> dict:
                 names |= {"id": run_dir.name[-64:], "resume": "allow", "config": asdict(args)}
                 wandb.init(**names, sync_tensorboard=True, save_code=True, reinit="finish_previous")
         except Exception as error:  # no place to write; or W&B is not installed, or refuses
-            sys.exit(f"error: can't start the run: {error} (for --track: pip install wandb, and `wandb login`)")
+            sys.exit(f"error: can't start: {' '.join(f'{error}'.split())} (--track: pip install wandb, `wandb login`)")
         writer = at_end.enter_context(SummaryWriter(run_dir, purge_step=global_step + 1 if args.resume else None))
     progress = {"initial": global_step, "total": total_steps, "mininterval": 0.1 if sys.stderr.isatty() else 10}
     bar = at_end.enter_context(tqdm(**progress, unit=" steps", unit_scale=1, disable=RANK > 0))  # in a file, each 10 s

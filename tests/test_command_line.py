@@ -449,7 +449,7 @@ def test_nowhere_to_write(monkeypatch, tmp_path):
     """`runs` is a file, or leads nowhere, or the disk takes nothing."""
     for block in (lambda runs: runs.write_text("in the way"), lambda runs: runs.symlink_to("/nowhere/at/all")):
         block(tmp_path / "runs")
-        with pytest.raises(SystemExit, match="error: can't start the run: "):
+        with pytest.raises(SystemExit, match="error: can't start: "):
             train(Args(total_timesteps=512))
         (tmp_path / "runs").unlink()
     full = OSError(30, "Read-only file system")

@@ -5,10 +5,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from conftest import ROOT
+from forks import chosen
 from mutants import MUTANTS
 from run_mutants import IN_FORKS, other_network, plantings_in_forks
 
@@ -42,9 +44,11 @@ def test_a_bug_in_a_fork_is_found(script, bug, detail, tests):
     (mutant,) = [mutant for mutant in MUTANTS if mutant.name == bug and script in mutant.scripts]
     fork = other_network((ROOT / script).read_text())
     assert fork != (ROOT / script).read_text()
-    code, output, rows = command(mutant.plant(fork), "-n0", "-k", tests)
+    alone = ["-n0"] if script != "ppo.py" else []  # by itself, the command shares tests out
+    code, output, rows = command(mutant.plant(fork), *alone, "-k", tests)
     assert code == 1 and rows[detail][0] == "BROKEN", output
     assert "proven" in {word for word, _ in rows.values()}  # not everything is called broken
+    assert ("created: 2/2 workers" in output) == (not alone)
 
 
 NOT_TESTABLE = {  # in the forks of examples/, and why
@@ -72,13 +76,6 @@ def test_the_forks_of_the_examples():
         assert len(rows) > 12 and {word for word, _ in rows.values()} <= {"proven", "not testable"}
         assert {detail for detail, (word, _) in rows.items() if word == "not testable"} == {*NOT_TESTABLE[name]}
         assert all(rows[detail][1].startswith(reason) for detail, reason in NOT_TESTABLE[name].items())
-
-
-def test_two_processes_share_the_tests():
-    """As the command does by itself."""
-    code, output, rows = command((ROOT / "ppo.py").read_text(), "-k", "gae_is or initial_weights")
-    assert code == 0 and "created: 2/2 workers" in output, output
-    assert {word for word, _ in rows.values()} == {"proven"}
 
 
 def test_the_list_of_bugs_for_forks():
@@ -137,6 +134,14 @@ def test_what_breaks_in_the_fork_is_no_missing_piece():
     ],
 )
 def test_mistakes(text, options, message):
-    code, output, _ = command(text, *options)
-    assert code == 4
-    assert output.startswith("ERROR: --script ") and message in output and "Traceback" not in output
+    if "--script" in options:
+        code, output, _ = command(text, *options)
+        assert code == 4 and output.startswith("ERROR: --script ") and "Traceback" not in output
+    else:  # without the seconds of a new process
+        Path("my_ppo.py").write_text(text)
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(pytest.UsageError) as stopped:
+            patch.setattr(sys, "path", [*sys.path])
+            chosen(SimpleNamespace(getoption=lambda name: ["my_ppo.py"], invocation_params=SimpleNamespace(dir=".")))
+        output = str(stopped.value)
+        assert output.startswith("--script ")
+    assert message in output

@@ -134,7 +134,7 @@ class TestTracking:
     def refused(self, **given):
         with pytest.raises(SystemExit) as stopped:
             train(Args(track=True, total_timesteps=1024, **given))
-        assert stopped.value.code.startswith("error: can't start the run: ") and "\n" not in stopped.value.code
+        assert stopped.value.code.startswith("error: can't start: ") and "\n" not in stopped.value.code
         return stopped.value.code
 
     def test_without_wandb(self, monkeypatch):
@@ -147,6 +147,15 @@ class TestTracking:
         monkeypatch.setenv("NETRC", "nowhere")
         monkeypatch.setattr("sys.stdin.isatty", lambda: False)
         assert "`wandb login`" in self.refused()
+
+    def test_what_takes_several_lines_to_say(self, monkeypatch):
+        """As a mistake in `WANDB_MODE` does, if it is the first that W&B hears of in a process."""
+
+        def refuse(**given):
+            raise ValueError("1 mistake:\n  mode 'sometimes'\n")
+
+        monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=refuse))
+        assert "can't start: 1 mistake: mode 'sometimes' (" in self.refused()
 
     def test_a_run_that_exists_stays(self, monkeypatch):
         """Also when W&B refuses to go on with it."""
