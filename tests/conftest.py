@@ -60,9 +60,13 @@ def two_processes(*words):
         environment = os.environ | found | {"RANK": rank, "LOCAL_RANK": rank}
         command = [sys.executable, *map(str, words)]
         processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    for process in processes:
-        _, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err[-3000:]
+    try:
+        for process in processes:
+            _, err = process.communicate(timeout=300)
+            assert process.returncode == 0, err[-3000:]
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def make_agent(script, obs_size, space, **arguments):

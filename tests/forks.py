@@ -220,7 +220,7 @@ def table(stats: dict, scripts: list[Script]) -> list[str]:
     found = {(str(script.path), script.kind): {} for script in scripts}
     for report in [report for word in ("failed", "error", "passed", "skipped") for report in stats.get(word, [])]:
         for path, kind, *details in [value for name, value in report.user_properties if name == "fork"]:
-            test = report.nodeid.split("/")[-1].split("@")[0]  # what follows is the name of a group of tests
+            test = re.sub(r"@[^\]]*$", "", report.nodeid.split("/")[-1])  # without the name of a group of tests
             test = test.replace(f"[{Path(path).stem}]", "").replace(f"{Path(path).stem}-", "")
             for detail in details:
                 found[path, kind].setdefault(detail, []).append((report, test))

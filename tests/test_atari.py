@@ -366,7 +366,7 @@ def test_a_probe_in_both_precisions(bf16, monkeypatch):
     agent = learn("Pixel5", bf16=bf16)
     assert probability(agent, 1, 1) > 0.95
     assert probability(agent, -1, 0) > 0.95
-    assert value(agent, 1) == pytest.approx(1, abs=0.3)  # processors round otherwise: one comes to 1.16
+    assert value(agent, 1) == pytest.approx(1, abs=0.3)  # processors round otherwise
 
 
 class TestRuns:

@@ -72,7 +72,7 @@ def probe(script, *numbers):
 
 def probe_here(script, *numbers):
     """The same in this process, which has imported what takes time."""
-    sys.modules.pop(Path(script).stem, None)
+    before = sys.modules.pop(Path(script).stem, None)
     path, out = [*sys.path], io.StringIO()
     try:
         sys.argv[:], argv = ["probes.py", script, *map(str, numbers)], [*sys.argv]
@@ -81,6 +81,8 @@ def probe_here(script, *numbers):
     finally:
         sys.argv[:], sys.path[:] = argv, path
         sys.modules.pop(Path(script).stem, None)
+        if before:
+            sys.modules[Path(script).stem] = before
 
 
 class TestProbes:

@@ -851,7 +851,8 @@ for path, env_id in zip(paths[::2], paths[1::2]):
 
 @pytest.fixture(scope="module")
 def two_learned(request, tmp_path_factory):
-    """What each of two processes learned with a script. Ours share the two, which take seconds to start."""
+    """What each of two processes learned with a script. Ours share the two, which take seconds to start; that a script
+    begins their group by itself, test_parallel.py shows."""
     folders = {}
 
     def of(script):
@@ -861,8 +862,8 @@ def two_learned(request, tmp_path_factory):
             worlds_of = [WORLDS["anything"][ALL.split().index(x.kind.replace("images", "pixels"))] for x in scripts]
             with contextlib.chdir(folder):
                 Path("process.py").write_text(PROCESS)
+                folders.update({x.path: folder for x in scripts})  # those before one that fails are not to blame
                 two_processes("process.py", *itertools.chain(*zip([x.path for x in scripts], worlds_of, strict=True)))
-            folders.update({x.path: folder for x in scripts})
         return [torch.load(folders[script.path] / f"{script.path.stem}_{rank}.pt") for rank in range(2)]
 
     return of
@@ -900,7 +901,8 @@ def learn(fork, arguments, kind, request):
         if kind == "continuous":
             settings["ent_coef"] = 0.0
         settings |= changes
-        settings["total_timesteps"] *= 2 if request.config.getoption("--script") else 1  # others may learn less quickly
+        if request.config.getoption("--script"):  # others may learn less quickly
+            settings |= {"num_envs": 8, "total_timesteps": 2 * settings["total_timesteps"]}
         result = fork.train(arguments(f"probe {number}", **settings))
         agent = result["agent"]
 

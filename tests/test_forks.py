@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from conftest import ROOT
-from forks import chosen
+from forks import Script, chosen, table
 from mutants import MUTANTS
 from run_mutants import IN_FORKS, other_network, plantings_in_forks
 
@@ -71,8 +71,8 @@ def test_the_forks_of_the_examples():
     code, output, _ = command(Path(f"{first}.py").read_text(), *options, "-n0", "-k", tests)
     assert code == 0 and "workers" not in output, output
     tables = re.split(r"^\S+\.py: discrete actions, vector observations$", output, flags=re.MULTILINE)[1:]
-    for name, table in zip(NOT_TESTABLE, tables, strict=True):
-        rows = rows_of(table)
+    for name, text in zip(NOT_TESTABLE, tables, strict=True):
+        rows = rows_of(text)
         assert len(rows) > 12 and {word for word, _ in rows.values()} <= {"proven", "not testable"}
         assert {detail for detail, (word, _) in rows.items() if word == "not testable"} == {*NOT_TESTABLE[name]}
         assert all(rows[detail][1].startswith(reason) for detail, reason in NOT_TESTABLE[name].items())
@@ -134,14 +134,31 @@ def test_what_breaks_in_the_fork_is_no_missing_piece():
     ],
 )
 def test_mistakes(text, options, message):
-    if "--script" in options:
+    if text == "x = ":
         code, output, _ = command(text, *options)
         assert code == 4 and output.startswith("ERROR: --script ") and "Traceback" not in output
     else:  # without the seconds of a new process
         Path("my_ppo.py").write_text(text)
+        config = SimpleNamespace(
+            getoption=lambda _: options[1:] or ["my_ppo.py"], invocation_params=SimpleNamespace(dir=".")
+        )
         with pytest.MonkeyPatch.context() as patch, pytest.raises(pytest.UsageError) as stopped:
             patch.setattr(sys, "path", [*sys.path])
-            chosen(SimpleNamespace(getoption=lambda name: ["my_ppo.py"], invocation_params=SimpleNamespace(dir=".")))
+            chosen(config)
         output = str(stopped.value)
-        assert output.startswith("--script ")
+        assert output.startswith("--script ") and "\n" not in output
     assert message in output
+
+
+def test_the_table_without_groups():
+    """Which pytest-xdist writes behind the names of tests."""
+    passed = [
+        SimpleNamespace(nodeid=f"tests/test_fork.py::test_x{end}", outcome="passed", user_properties=[("fork", word)])
+        for end, word in {
+            "[my@ppo]@two processes": ("my@ppo.py", "discrete", "b"),
+            "@a": ("b.py", "pixels", "8"),
+        }.items()
+    ]
+    scripts = [Script(Path("my@ppo.py"), "discrete"), Script(Path("b.py"), "pixels")]
+    words = [line.split()[-1] for line in table({"passed": passed}, scripts) if " proven  " in line]
+    assert words == ["test_fork.py::test_x"] * 2
