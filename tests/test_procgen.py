@@ -259,17 +259,17 @@ def run_dir(tmp_path_factory):
 
 
 def test_evaluation(run_dir):
-    command = [sys.executable, str(ROOT / "ppo_procgen.py"), "--evaluate", str(run_dir), "--eval-episodes", "3"]
+    command = [sys.executable, str(ROOT / "ppo_procgen.py"), "--evaluate", str(run_dir), "--eval-episodes", "6"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = [[float(x) for x in re.findall(r"-?\d+\.\d+", line)] for line in done.stdout.splitlines()]
     args = ppo.load_checkpoint(run_dir)["args"]
     agent, _ = load(run_dir)
-    results = [evaluate(agent, replace(args, num_levels=number), 3) for number in (200, 0)]
+    results = [evaluate(agent, replace(args, num_levels=number), 6) for number in (200, 0)]
     means, errors = [], []
     for returns in np.array(results)[..., 0]:
         means.append(returns.mean())
-        errors.append(1.96 * returns.std() / 3**0.5)
+        errors.append(1.96 * returns.std() / 6**0.5)
     expected = [[means[0], errors[0]], [means[1], errors[1]], [means[0] - means[1], np.hypot(*errors)]]
     np.testing.assert_allclose([line[:2] for line in found], expected, atol=0.006)
     assert means[0] != means[1] and min(errors) > 0.1
