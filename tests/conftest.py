@@ -1,6 +1,7 @@
 """Every test runs in an empty folder of its own, and finds the script and the environments of the tests."""
 
 import faulthandler
+import gc
 import os
 import socket
 import subprocess
@@ -8,8 +9,9 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # before PyTorch is there, and for all processes that tests start
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+if "torch" not in sys.modules:  # for all processes that tests start, too
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # with more, rounding depends on the number of cores
+    gc.disable()  # until all is imported, whose million objects are then never looked at again: a tenth of the time
 
 import gymnasium as gym
 import pytest
@@ -47,6 +49,12 @@ def pytest_configure(config):
         config.option.tbstyle = "short" if config.option.tbstyle == "auto" else config.option.tbstyle
     if not config.getoption("gpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # also for the processes that tests start: one machine is as the other
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop():
+    gc.freeze()
+    gc.enable()
 
 
 def two_processes(*words):

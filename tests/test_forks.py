@@ -15,14 +15,17 @@ from mutants import MUTANTS
 from run_mutants import IN_FORKS, other_network, plantings_in_forks
 
 
-def command(text, *options):
-    """Run it on a script: exit code, output, and the table, a line of words for each detail."""
-    Path("my_ppo.py").write_text(text)
-    words = [sys.executable, "-m", "pytest", str(ROOT / "tests"), "-p", "no:cacheprovider", "--script", "my_ppo.py"]
-    words += options
+def command(scripts, *options):
+    """Run it on scripts, {name: text}: exit code, output, and for each the table, a line of words for each detail."""
+    words = [sys.executable, "-m", "pytest", str(ROOT / "tests"), "-p", "no:cacheprovider"]
+    for name, text in scripts.items():
+        Path(f"{name}.py").write_text(text)
+        words += ["--script", f"{name}.py"]
     environment = {key: x for key, x in os.environ.items() if not key.startswith("PYTEST")} | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, capture_output=True, text=True, env=environment)
-    return done.returncode, done.stdout + done.stderr, rows_of(done.stdout)
+    done = subprocess.run([*words, *options], capture_output=True, text=True, env=environment)
+    parts = re.split(r"^\S*\b(\w+)\.py: \w+ actions, .*$", done.stdout, flags=re.MULTILINE)[1:]
+    tables = {name: rows_of(table) for name, table in zip(parts[::2], parts[1::2], strict=True)}
+    return done.returncode, done.stdout + done.stderr, tables
 
 
 def rows_of(table):
@@ -37,18 +40,28 @@ FOUND = [
 ]
 
 
-@pytest.mark.parametrize(("script", "bug", "detail", "tests"), FOUND)
-def test_a_bug_in_a_fork_is_found(script, bug, detail, tests):
-    """In a copy with another network and another name. `run_mutants.py --fork` plants 26, and runs all tests."""
-    assert bug in IN_FORKS[script]
-    (mutant,) = [mutant for mutant in MUTANTS if mutant.name == bug and script in mutant.scripts]
-    fork = other_network((ROOT / script).read_text())
-    assert fork != (ROOT / script).read_text()
-    alone = ["-n0"] if script != "ppo.py" else []  # by itself, the command shares tests out
-    code, output, rows = command(mutant.plant(fork), *alone, "-k", tests)
-    assert code == 1 and rows[detail][0] == "BROKEN", output
-    assert "proven" in {word for word, _ in rows.values()}  # not everything is called broken
-    assert ("created: 2/2 workers" in output) == (not alone)
+def test_bugs_in_forks_are_found():
+    """In copies with another network and another name. `run_mutants.py --fork` plants 26, and runs all tests. A fork
+    that breaks misses no piece, and may import what lies beside it, as when it is run. By itself, the command shares
+    tests out."""
+    forks, tests = {}, []
+    for script, bug, detail, its_tests in FOUND:
+        assert bug in IN_FORKS[script]
+        (mutant,) = [mutant for mutant in MUTANTS if mutant.name == bug and script in mutant.scripts]
+        fork = other_network((ROOT / script).read_text())
+        assert fork != (ROOT / script).read_text()
+        forks[f"bug_{detail}"] = mutant.plant(fork)
+        tests.append(f"(bug_{detail} and ({its_tests}))")
+    Path("beside.py").write_text("import numpy\n")
+    fork = (ROOT / "ppo.py").read_text().replace("import numpy as np\n", "from beside import numpy as np\n")
+    forks["bug_5"] = fork.replace("    deltas = rewards", "    np.no_such_function()\n    deltas = rewards")
+    code, output, tables = command(forks, "-k", " or ".join([*tests, "(bug_5 and gae_is)"]))
+    assert code == 1 and "created: 2/2 workers" in output, output
+    assert [*tables] == [*forks]
+    for name, rows in tables.items():
+        assert rows[name.removeprefix("bug_")][0] == "BROKEN", output
+        assert name == "bug_5" or "proven" in {word for word, _ in rows.values()}  # not everything is called broken
+    assert "no_such_function" in output
 
 
 NOT_TESTABLE = {  # in the forks of examples/, and why
@@ -56,38 +69,19 @@ NOT_TESTABLE = {  # in the forks of examples/, and why
     "novelty": dict.fromkeys(("30", "31", "rewards", "reference"), "changed on purpose: rewards"),
     "auxiliary": {"reference": "looked for a loss of policy, entropy and value alone"},
 }
+TESTS_OF_EXAMPLES = "rewards or loss or weights or agrees or gae_is or share_nothing or distribution or clip"
 
 
-def test_the_forks_of_the_examples():
-    """All is proven that the fork has not changed. Several can be tested at once, and get a table each."""
+def test_the_forks_of_the_examples_and_one_that_lacks_pieces():
+    """All is proven that a fork has not changed. What it renamed, removed, gave other arguments or meant to change is
+    named, and the rest tested. Several can be tested at once, and get a table each."""
+    fork = (ROOT / "ppo.py").read_text()
+    forks = {}
     for name in NOT_TESTABLE:
-        Path("ppo.py").write_text((ROOT / "ppo.py").read_text())
+        Path("ppo.py").write_text(fork)
         patch = ["git", "apply", ROOT / "examples" / f"{name}.diff"]
         subprocess.run(patch, check=True, env=os.environ | {"GIT_DIR": os.devnull})
-        Path("ppo.py").rename(f"{name}.py")
-    first, *others = NOT_TESTABLE
-    tests = "rewards or loss or weights or agrees or gae_is or share_nothing or distribution or clip"
-    options = [word for name in others for word in ("--script", f"{name}.py")]
-    code, output, _ = command(Path(f"{first}.py").read_text(), *options, "-n0", "-k", tests)
-    assert code == 0 and "workers" not in output, output
-    tables = re.split(r"^\S+\.py: discrete actions, vector observations$", output, flags=re.MULTILINE)[1:]
-    for name, text in zip(NOT_TESTABLE, tables, strict=True):
-        rows = rows_of(text)
-        assert len(rows) > 12 and {word for word, _ in rows.values()} <= {"proven", "not testable"}
-        assert {detail for detail, (word, _) in rows.items() if word == "not testable"} == {*NOT_TESTABLE[name]}
-        assert all(rows[detail][1].startswith(reason) for detail, reason in NOT_TESTABLE[name].items())
-
-
-def test_the_list_of_bugs_for_forks():
-    names = [(mutant.name, script) for mutant in MUTANTS for script in mutant.scripts]
-    for script, bugs in IN_FORKS.items():
-        assert all((bug, script) in names for bug in bugs.split(", "))
-    assert len(plantings_in_forks()) == sum(len(bugs.split(", ")) for bugs in IN_FORKS.values()) >= 20
-
-
-def test_what_a_fork_does_not_have_is_named():
-    """Renamed, removed, with other arguments, or changed on purpose; and what it has is tested."""
-    fork = (ROOT / "ppo.py").read_text()
+        forks[name] = Path("ppo.py").read_text()
     for old, new in {
         "compute_gae": "estimate_advantages",
         "    anneal_clip: bool = False": "    # anneal_clip: bool = False",
@@ -98,26 +92,33 @@ def test_what_a_fork_does_not_have_is_named():
     }.items():
         assert old in fork
         fork = fork.replace(old, new)
-    fork += "\n# changed on purpose: 9, 13\n"
-    tests = "gae_is or clip_range or initial_weights or value_loss or share_nothing or total_loss"
-    code, output, rows = command(fork, "-n0", "-k", tests)
-    assert code == 0, output
-    assert {detail: word for detail, (word, _) in rows.items() if word != "not testable"} == {"10": "proven"}
-    assert rows["5"] == ("not testable", "looked for compute_gae (test_fork.py::test_gae_is_the_sum_of_its_definition)")
-    assert rows["a"][1].startswith("looked for anneal_clip ")
-    assert rows["2"][1].startswith("looked for linear() with other arguments ")
-    assert rows["9"][1].startswith("changed on purpose: 9 ")
-    assert rows["13"][1].startswith("changed on purpose: 13 ")
+    forks["lacks"] = fork + "\n# changed on purpose: 9, 13\n"
+    tests = " or ".join(f"({name} and ({TESTS_OF_EXAMPLES}))" for name in NOT_TESTABLE)
+    pieces = "gae_is or clip_range or initial_weights or value_loss or share_nothing or total_loss"
+    code, output, tables = command(forks, "-n0", "-k", f"{tests} or (lacks and ({pieces}))")
+    assert code == 0 and "workers" not in output, output
+    assert [*tables] == [*forks]
+    lacks = tables.pop("lacks")
+    for name, rows in tables.items():
+        assert len(rows) > 12 and {word for word, _ in rows.values()} <= {"proven", "not testable"}
+        assert {detail for detail, (word, _) in rows.items() if word == "not testable"} == {*NOT_TESTABLE[name]}
+        assert all(rows[detail][1].startswith(reason) for detail, reason in NOT_TESTABLE[name].items())
+    assert {detail: word for detail, (word, _) in lacks.items() if word != "not testable"} == {"10": "proven"}
+    assert lacks["5"] == (
+        "not testable",
+        "looked for compute_gae (test_fork.py::test_gae_is_the_sum_of_its_definition)",
+    )
+    assert lacks["a"][1].startswith("looked for anneal_clip ")
+    assert lacks["2"][1].startswith("looked for linear() with other arguments ")
+    assert lacks["9"][1].startswith("changed on purpose: 9 ")
+    assert lacks["13"][1].startswith("changed on purpose: 13 ")
 
 
-def test_what_breaks_in_the_fork_is_no_missing_piece():
-    """And what lies beside it can be imported, as when it is run."""
-    Path("beside.py").write_text("import numpy\n")
-    fork = (ROOT / "ppo.py").read_text().replace("import numpy as np\n", "from beside import numpy as np\n")
-    fork = fork.replace("    deltas = rewards", "    np.no_such_function()\n    deltas = rewards")
-    code, output, rows = command(fork, "-n0", "-k", "gae_is")
-    assert code == 1 and rows["5"][0] == "BROKEN", output
-    assert "no_such_function" in output
+def test_the_list_of_bugs_for_forks():
+    names = [(mutant.name, script) for mutant in MUTANTS for script in mutant.scripts]
+    for script, bugs in IN_FORKS.items():
+        assert all((bug, script) in names for bug in bugs.split(", "))
+    assert len(plantings_in_forks()) == sum(len(bugs.split(", ")) for bugs in IN_FORKS.values()) >= 20
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_what_breaks_in_the_fork_is_no_missing_piece():
 )
 def test_mistakes(text, options, message):
     if text == "x = ":
-        code, output, _ = command(text, *options)
+        code, output, _ = command({"my_ppo": text}, *options)
         assert code == 4 and output.startswith("ERROR: --script ") and "Traceback" not in output
     else:  # without the seconds of a new process
         Path("my_ppo.py").write_text(text)
