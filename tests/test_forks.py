@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from conftest import ROOT
-from forks import Script, chosen, table
+from forks import KINDS, Script, chosen, table
 from mutants import MUTANTS
 from run_mutants import IN_FORKS, other_network, plantings_in_forks
 
@@ -23,8 +23,11 @@ def command(scripts, *options):
         words += ["--script", f"{name}.py"]
     environment = {key: x for key, x in os.environ.items() if not key.startswith("PYTEST")} | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([*words, *options], capture_output=True, text=True, env=environment)
-    parts = re.split(r"^\S*\b(\w+)\.py: \w+ actions, .*$", done.stdout, flags=re.MULTILINE)[1:]
-    tables = {name: rows_of(table) for name, table in zip(parts[::2], parts[1::2], strict=True)}
+    parts = re.split(r"^\S*\b(\w+)\.py: (\w+ actions, .*)$", done.stdout, flags=re.MULTILINE)[1:]
+    for name, kind in zip(parts[::3], parts[1::3], strict=True):
+        words = {"bug_28": "continuous actions, vector observations", "bug_16": KINDS["pixels"][0]}
+        assert kind == words.get(name, "discrete actions, vector observations")
+    tables = {name: rows_of(table) for name, table in zip(parts[::3], parts[2::3], strict=True)}
     return done.returncode, done.stdout + done.stderr, tables
 
 
@@ -41,9 +44,8 @@ FOUND = [
 
 
 def test_bugs_in_forks_are_found():
-    """In copies with another network and another name. `run_mutants.py --fork` plants 26, and runs all tests. A fork
-    that breaks misses no piece, and may import what lies beside it, as when it is run. By itself, the command shares
-    tests out."""
+    """In copies with another network and another name. `run_mutants.py --fork` plants 26, and runs all tests. An error
+    inside a fork is no missing piece, and it may import what lies beside it. The command shares tests out."""
     forks, tests = {}, []
     for script, bug, detail, its_tests in FOUND:
         assert bug in IN_FORKS[script]
@@ -62,6 +64,8 @@ def test_bugs_in_forks_are_found():
         assert rows[name.removeprefix("bug_")][0] == "BROKEN", output
         assert name == "bug_5" or "proven" in {word for word, _ in rows.values()}  # not everything is called broken
     assert "no_such_function" in output
+    code, output, tables = command({"bug_5": forks["bug_5"]}, "-n0", "-k", "gae_is")
+    assert code == 1 and tables["bug_5"]["5"][0] == "BROKEN", output
 
 
 NOT_TESTABLE = {  # in the forks of examples/, and why

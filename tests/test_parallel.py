@@ -88,7 +88,7 @@ def signal_in_third_iteration(whom, signum):
             for pid in pids:
                 os.kill(pid, getattr(signal, signum))
 
-    if signum == "SIGKILL":  # then torchrun sends SIGTERM to the other, maybe after its handlers, before its traceback
+    if signum == "SIGKILL":  # torchrun's SIGTERM to the other may come when `train` is over and nothing is printed yet
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     listen(ppo, "compute_gae", send)
     sys.exit(train(Args(total_timesteps=10**6, **SHORT))["exit_code"])
