@@ -482,7 +482,7 @@ def draw(record: dict) -> None:
             axes.set(title=row, xlabel=label, ylabel="return", xlim=(0, None))
             axes.grid(alpha=0.2)
             if axes.lines:
-                axes.legend(loc="lower right", fontsize=None if axis == "seconds" else "small")
+                axes.legend(**({"loc": "lower right"} if axis == "seconds" else {"loc": "best", "fontsize": "small"}))
         suffix = "" if axis == "seconds" else "_steps"
         figure.savefig(RESULTS.with_name(f"{RESULTS.stem}{suffix}.png"), dpi=110 if axis == "seconds" else 80)
 
