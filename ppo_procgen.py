@@ -65,7 +65,7 @@ class Args:
     env_id: str = "BigfishEasy-v0"  # a game, Easy or Hard; `module:EnvId` imports a module that registers pixels
     vectorization: Literal["auto", "sync", "async", "vector_entry_point"] = "auto"  # async helps slow environments
     num_levels: int = 200  # how many levels to train on, 0 is all; the fewer, the more can be learned by heart
-    start_level: int = 0  # the first of these levels
+    start_level: int = 0  # the first of these levels, unless they are all
     network: Literal["impala", "nature"] = "impala"  # nature is six times as fast on a CPU; Procgen's paper has impala
     bf16: bool = True  # compute features in bfloat16, in half the time, where the device has it in hardware
     total_timesteps: int = 25_000_000  # steps of the whole run, over all environments; only whole iterations are run
@@ -97,9 +97,9 @@ class Args:
 def check_args(args: Args, device: str) -> None:
     """Exit with one line for what would fail late, or never be noticed."""
     for name, value in asdict(args).items():  # integers from 1, others from 0, but for those named here: add yours
-        lows = {"seed": 0, "num_levels": 0, "start_level": 0, "stop_return": -1e15}
-        low = lows.get(name, 1 if type(getattr(Args, name)) is int else 0)
+        low = {"seed": 0, "stop_return": -1e15}.get(name, 1 if type(getattr(Args, name)) is int else 0)
         high = 1 if name in ("learning_rate", "gamma", "gae_lambda") else 10**15
+        low, high = (0, 10**9) if "level" in name else (low, high)  # EnvPool counts them in 32 bits
         if isinstance(value, np.generic) or (type(value) in (int, float) and not low <= value <= high):
             sys.exit(f"error: --{name.replace('_', '-')} must be a plain number from {low} to {high}, not {value!r}")
     size, rest = divmod(args.num_envs * args.num_steps, args.num_minibatches * WORLD_SIZE)
@@ -133,10 +133,11 @@ def make_envs(args: Args, num_envs: int, video_folder: Path | None = None) -> gy
     mode = "sync" if video_folder else None if args.vectorization == "auto" else args.vectorization
     record = [lambda env: gym.wrappers.RecordVideo(env, str(video_folder), lambda _: True)] if video_folder else []
     film = {"render_mode": "rgb_array", "wrappers": record} if video_folder else {}
+    own = args.env_id in gym.registry or ":" in args.env_id.removeprefix("procgen:")
+    errors = (gym.error.Error, ImportError) + (() if own else (AssertionError, OSError))  # of EnvPool and of Qt
     try:
-        own = args.env_id in gym.registry or ":" in args.env_id.removeprefix("procgen:")
         envs = gym.make_vec(args.env_id, num_envs, mode, **film) if own else make_procgen(args, num_envs, video_folder)
-    except (gym.error.Error, ImportError, AssertionError, OSError) as error:
+    except errors as error:
         needs = "Procgen: on Linux, pip install envpool pyqt5-qt5, apt-get install libgl1 libglib2.0-0 libx11-6"
         sys.exit(f"error: --env-id {args.env_id}: {error} (your own: module:EnvId; {needs})")
     actions, obs = envs.single_action_space, envs.single_observation_space
@@ -527,10 +528,12 @@ if __name__ == "__main__":
     with process_settings():
         folder = Path("videos", Path(args.evaluate.removesuffix("checkpoint.pt")).name) if typed.capture_video else None
         results = evaluate(load(args.evaluate, args)[0], args, args.eval_episodes, folder)
-        unseen = evaluate(load(args.evaluate, args)[0], replace(args, num_levels=0), args.eval_episodes)
+        more = args.eval_episodes if args.num_levels and "envpool" in sys.modules else 0  # if there are other levels
+        unseen = evaluate(load(args.evaluate, args)[0], replace(args, num_levels=0), more)
     returns = [episode_return for episode_return, _ in results] or sys.exit("error: no episode was played to its end")
-    others = [episode_return for episode_return, _ in unseen] or sys.exit("error: no episode was played to its end")
-    (mean, error), (mean_all, error_all) = [(np.mean(x), 1.96 * np.std(x) / len(x) ** 0.5) for x in (returns, others)]
-    print(f"{len(results)} episodes on training levels: return {mean:.2f} ± {error:.2f} (95% interval)")
-    print(f"{len(unseen)} episodes on all levels: return {mean_all:.2f} ± {error_all:.2f}")
-    print(f"Generalisation gap: {mean - mean_all:.2f} ± {np.hypot(error, error_all):.2f}")
+    print(f"{len(returns)} episodes: return {np.mean(returns):.2f} ± {np.std(returns):.2f}")
+    if others := [episode_return for episode_return, _ in unseen]:
+        gap, last = np.mean(returns) - np.mean(others), args.start_level + args.num_levels - 1
+        error = sum(np.var(x) / max(len(x) - 1, 1) for x in (returns, others)) ** 0.5
+        print(f"{len(others)} episodes on all levels: return {np.mean(others):.2f} ± {np.std(others):.2f}")
+        print(f"Generalisation gap, levels {args.start_level} to {last}: {gap:.2f} ± {error:.2f} (standard error)")

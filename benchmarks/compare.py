@@ -371,8 +371,9 @@ def ratios(ours: list, theirs: list, peers: list, window: float, draws: int = 10
             drawn[2] = drawn[1]
         if finished([run for run, _ in drawn[2]]):
             found.append(divide(*drawn))
-    intervals = np.nanquantile(found, (0.025, 0.975), axis=0, method="nearest")
-    return [*zip(divide(*curves).tolist(), *intervals.tolist(), strict=True)]
+    limits = ((0.025, 0.0), (0.975, np.inf))  # a ratio of two that never were can be anything
+    interval = [np.quantile(np.nan_to_num(found, nan=x, posinf=np.inf), q, 0, method="nearest") for q, x in limits]
+    return [*zip(divide(*curves).tolist(), *(x.tolist() for x in interval), strict=True)]
 
 
 def report() -> None:

@@ -92,7 +92,9 @@ def collect(folder: Path, steps: int, episodes: int) -> None:
         row |= {"return": round(statistics.mean(last), 3) if trained >= whole else None}  # it has not come so far
         command = [sys.executable, str(SCRIPT), "--evaluate", str(run_dir), "--eval-episodes", str(episodes)]
         output = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, check=True).stdout
-        numbers = [[float(x) for x in re.findall(r"-?\d+\.\d+", line)[:2]] for line in output.splitlines()]
+        numbers = [[float(x) for x in re.findall(r"-?\d+\.\d+", line)] for line in output.splitlines()]
+        sizes = episodes, episodes, 1  # deviations of episodes, and the gap's standard error, as 95% intervals
+        numbers = [[mean, round(1.96 * x / n**0.5, 2)] for (mean, x), n in zip(numbers, sizes, strict=True)]
         row |= {"episodes": episodes, **dict(zip(("training_levels", "all_levels", "gap"), numbers, strict=True))}
         print({name: x for name, x in row.items() if name != "curve"}, flush=True)
         rows = [other for other in rows if {name: other[name] for name in same} != same] + [row]

@@ -2,6 +2,7 @@
 
 import ctypes
 import re
+import runpy
 import subprocess
 import sys
 from dataclasses import replace
@@ -265,15 +266,32 @@ def test_evaluation(run_dir):
     found = [[float(x) for x in re.findall(r"-?\d+\.\d+", line)] for line in done.stdout.splitlines()]
     args = ppo.load_checkpoint(run_dir)["args"]
     agent, _ = load(run_dir)
-    results = [evaluate(agent, replace(args, num_levels=number), 6) for number in (200, 0)]
-    means, errors = [], []
-    for returns in np.array(results)[..., 0]:
+    means, deviations = [], []
+    for number in (200, 0):
+        returns = np.array(evaluate(agent, replace(args, num_levels=number), 6))[:, 0]
         means.append(returns.mean())
-        errors.append(1.96 * returns.std() / 6**0.5)
-    expected = [[means[0], errors[0]], [means[1], errors[1]], [means[0] - means[1], np.hypot(*errors)]]
-    np.testing.assert_allclose([line[:2] for line in found], expected, atol=0.006)
-    assert means[0] != means[1] and min(errors) > 0.1
-    assert ["training levels" in done.stdout, "all levels" in done.stdout, "gap" in done.stdout] == [True] * 3
+        deviations.append(returns.std())
+    expected = [*zip(means, deviations, strict=True), (means[0] - means[1], np.hypot(*deviations) / 5**0.5)]
+    np.testing.assert_allclose(found, expected, atol=0.006)
+    assert means[0] != means[1] and min(deviations) > 0.2
+    assert "episodes: return" in done.stdout and "on all levels: return" in done.stdout
+    assert "gap, levels 0 to 199:" in done.stdout
+
+
+def test_evaluation_where_no_other_levels_are(run_dir, monkeypatch, capsys):
+    """One trained on all, and a game of one's own."""
+
+    def said(run_dir, *words):
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        monkeypatch.setattr(sys, "argv", ["ppo_procgen.py", "--evaluate", str(run_dir), *words])
+        capsys.readouterr()
+        runpy.run_path(str(ROOT / "ppo_procgen.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    assert re.fullmatch(r"2 episodes: return \S+ ± \S+\n", said(run_dir, "--eval-episodes", "2", "--num-levels", "0"))
+    own = ppo.train(Args(**TINY | {"env_id": "worlds:Pixel1"}))["run_dir"]
+    monkeypatch.delitem(sys.modules, "envpool")
+    assert re.fullmatch(r"10 episodes: return \S+ ± \S+\n", said(own))
 
 
 def test_evaluation_shows_other_levels(monkeypatch):
@@ -361,6 +379,24 @@ class TestMistakes:
             with pytest.raises(SystemExit, match=f"--{name.replace('_', '-')} must be a plain number from 0"):
                 ppo.check_args(Args(**{name: -1}), "cpu")
         ppo.check_args(Args(num_levels=0, start_level=0), "cpu")
+
+    def test_more_levels_than_envpool_can_count(self):
+        """Of 2**31 and more, it would play others without a word."""
+        ppo.check_args(Args(num_levels=10**9, start_level=10**9), "cpu")
+        for name in ("num_levels", "start_level"):
+            with pytest.raises(SystemExit, match=f"--{name.replace('_', '-')} must be a plain number from 0"):
+                ppo.check_args(Args(**{name: 2**31 - 10**9}), "cpu")
+
+    def test_what_an_own_environment_raises(self, monkeypatch):
+        """Keeps its traceback."""
+
+        def make_vec(*args, **kwargs):
+            raise error("theirs")
+
+        monkeypatch.setattr(ppo.gym, "make_vec", make_vec)
+        for error in (AssertionError, OSError):
+            with pytest.raises(error, match="theirs"):
+                make_envs(Args(env_id="worlds:Pixel1"), 1)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc")

@@ -13,7 +13,7 @@ from conftest import ROOT
 
 SCRIPTS = {"ppo.py": 500, "ppo_continuous.py": 500, "ppo_atari.py": 540, "ppo_procgen.py": 540, "ppo_lstm.py": 540}
 PARENTS = {"ppo_procgen.py": "ppo_atari.py"}  # which script a variant was cut from; else ppo.py
-LIMIT = {"ppo_procgen.py": 102, "ppo_lstm.py": 106}  # changed lines against that, as diff counts them; else 90
+LIMIT = {"ppo_procgen.py": 101, "ppo_lstm.py": 106}  # changed lines against that, as diff counts them; else 90
 GAMES = "import ale_py  # noqa: F401 (registers its games)"
 ROOMS = "Args check_args make_envs RunningMeanStd Agent compute_gae ppo_loss load_checkpoint evaluate train"
 AT_THE_END = {"ppo_procgen.py": 7}  # changed lines there: evaluation on two sets of levels
@@ -45,11 +45,11 @@ VARIANTS = {
     },
     "ppo_procgen.py": {
         "Args": ("levels, networks, the paper's defaults", 26),
-        "check_args": ("levels", 5),
+        "check_args": ("levels", 3),
         "FireReset": ("Atari's", 1),
         "FireReset.reset": ("Atari's", 3),
         "make_procgen": ("names of games, Qt, levels, films", 14),
-        "make_envs": ("Atari's out", 17),
+        "make_envs": ("Atari's out, errors of EnvPool and Qt", 18),
         "Stage": ("the IMPALA network", 1),
         "Stage.__init__": ("the IMPALA network", 3),
         "Stage.forward": ("the IMPALA network", 4),
