@@ -353,7 +353,8 @@ def estimates(*scores, function) -> tuple[float, float, float]:
 
 def ratios(ours: list, theirs: list, peers: list, window: float, draws: int = 1000) -> list[tuple]:
     """Of the medians of two sets of runs, of steps and of seconds until the return of the peers, and 95% intervals by
-    bootstrap of all three. `theirs` may be these peers."""
+    bootstrap of all three: a draw where neither was there counts as 0 for one end, as ∞ for the other. `theirs` may be
+    these peers."""
     import numpy as np
 
     curves = [[(run, smooth(run, window)) for run in runs] for runs in (ours, theirs, peers)]
@@ -371,7 +372,7 @@ def ratios(ours: list, theirs: list, peers: list, window: float, draws: int = 10
             drawn[2] = drawn[1]
         if finished([run for run, _ in drawn[2]]):
             found.append(divide(*drawn))
-    limits = ((0.025, 0.0), (0.975, np.inf))  # a ratio of two that never were can be anything
+    limits = ((0.025, 0.0), (0.975, np.inf))
     interval = [np.quantile(np.nan_to_num(found, nan=x, posinf=np.inf), q, 0, method="nearest") for q, x in limits]
     return [*zip(divide(*curves).tolist(), *(x.tolist() for x in interval), strict=True)]
 

@@ -34,6 +34,10 @@ def read_curves(run: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return {tag: (np.array([x.step for x in xs]), np.array([x.value for x in xs])) for tag, xs in curves.items()}
 
 
+def iterations_of(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> int:
+    return max((len(values) for name, (_, values) in curves.items() if name.startswith("losses/")), default=0)
+
+
 def find(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[str]:
     """A line for each finding: what, its value, the healthy range, what to change."""
     found = []
@@ -55,12 +59,14 @@ def find(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[str]:
             value = part([x.mean() for x in np.array_split(values, 10)])
             if not low <= value <= high:
                 healthy = f"{low:.4g} or more" if high == np.inf else f"{low} to {high}"
-                found.append(f"{name} is {value:.2g} (healthy: {healthy}): {if_low if value < low else if_high}")
+                digits = range(4 if name == RETURN else 2, 18)  # as many as show that it is outside
+                shown = next(x for x in (f"{value:.{n}g}" for n in digits) if not low <= float(x) <= high)
+                found.append(f"{name} is {shown} (healthy: {healthy}): {if_low if value < low else if_high}")
 
+    if iterations_of(curves) < ENOUGH:  # some scripts log many returns in each
+        return found
     parts, learned = np.array_split(returns, 10), True
-    if (
-        len(returns) >= ENOUGH
-    ):  # is the best part above the first, by more than three standard errors of the difference?
+    if len(returns) >= ENOUGH:  # is the best part above the first, by three standard errors of the difference?
         best, noise = max(parts, key=np.mean), np.diff(returns).std() / 2**0.5  # of one value, without the trend
         learned = best.mean() - parts[0].mean() > 3 * noise * (1 / len(parts[0]) + 1 / len(best)) ** 0.5
     check("losses/approx_kl", max, 1e-5, np.inf, f"the policy hardly moves: {MORE}", "")
@@ -93,8 +99,7 @@ def main() -> int:
             print(f"error: {run}: {error}", file=sys.stderr)
             exit_code = 2
             continue
-        iterations = max(len(values) for name, (_, values) in curves.items() if name.startswith("losses/"))
-        found = find(curves)
+        iterations, found = iterations_of(curves), find(curves)
         verdict = f"{len(found)} to look at" if found else "healthy" if iterations >= ENOUGH else "too early to say"
         if verdict == "healthy" and len(curves.get(RETURN, ((), ()))[1]) < ENOUGH:
             verdict += ", but for too few returns to judge them"

@@ -8,7 +8,7 @@ Runs that differ in their seed alone are a group, with a color of its own. A lin
 seeds of a group, a band its 95% interval by bootstrap over seeds (Agarwal et al., 2021, arXiv:2108.13264). The return
 of a run is the mean of its curve in the last twentieth of its steps. The last column of the table is how probable it is
 that a run of this group returns more than one of the first group in the same environment (Mann and Whitney's U). With
-few seeds, intervals are too narrow: those of normal returns hold the true mean in 53% of the cases with two seeds, 76%
+few seeds, intervals are too narrow: those of normal returns hold the true mean in 50% of the cases with two seeds, 75%
 with three, 90% with five, 94% with ten.
 
 Seconds are those of training: what passed between stopping and resuming a run is left out. Runs may be of any script
@@ -54,26 +54,34 @@ class Run:
 def read_run(folder: Path) -> Run:
     """Reads a run's folder; FileNotFoundError says what is missing there."""
     files = [EventAccumulator(str(x), {"scalars": 0}).Reload() for x in folder.glob("events.out.tfevents.*")]
-    files, points, ticks, rate = [events for events in files if events.Tags()["scalars"]], [], [(0.0, 0.0)], np.inf
+    files, points, ticks, rates, begins = [x for x in files if x.Tags()["scalars"]], [], [(0.0, 0.0)], [], 0
     for events in sorted(files, key=EventAccumulator.FirstEventTimestamp):  # of the start, and each time it went on
-        curves = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
+        curves = {
+            tag: events.Scalars(tag) for tag in events.Tags()["scalars"] if tag.startswith(("charts/", "losses/"))
+        }
+        if not curves:  # those of an evaluation, whose steps may be others
+            continue
         first, began = min(curve[0].step for curve in curves.values()), events.FirstEventTimestamp()
-        points = [point for point in points if point[0] < first]  # what came after the checkpoint was done again
-        before = max([seconds for step, seconds in ticks if step < first], default=0.0)
+        if first < begins:
+            note = f"by the clock, what begins at step {first:,} came after what begins at {begins:,}"
+            print(f"note: {folder}: {note}: if that is wrong, so are its curves", file=sys.stderr)
+        begins = first  # what came after the checkpoint was done again
+        points, ticks, rates = ([x for x in part if x[0] < first] for part in (points, ticks, rates))
+        before = max([seconds for _, seconds in ticks], default=0.0)
         points += [(event.step, before + event.wall_time - began, event.value) for event in curves.get(RETURN, [])]
-        ticks = [tick for tick in ticks if tick[0] < first]
         ticks += [(event.step, before + event.wall_time - began) for curve in curves.values() for event in curve]
-        rates = [event.value for event in curves.get("charts/learning_rate", [])] or [rate]
-        if rates[0] > 1.001 * rate:
+        news = [(event.step, event.value) for event in curves.get("charts/learning_rate", [])]
+        if rates and news and news[0][1] > 1.001 * rates[-1][1]:
             note = "resumed with a higher learning rate (to run on?): it differs in more than its seed"
             print(f"note: {folder}: {note}", file=sys.stderr)
-        rate = rates[-1]
+        rates += news
     if broken := [step for step, _, value in points if not np.isfinite(value)]:
         print(f"note: {folder}: {len(broken)} returns are no numbers, the first at step {broken[0]}", file=sys.stderr)
         points = [point for point in points if np.isfinite(point[2])]
     if not points:
         raise FileNotFoundError(f"it has no curve named {RETURN} (give folders of runs, as in runs/NAME)")
-    env_id, name, seed = [*folder.resolve().name.split("__"), "", ""][:3]
+    env_id, *names = folder.resolve().name.split("__")
+    name, seed = ("__".join(names[:-2]), names[-2]) if names[2:] else [*names, "", ""][:2]
     settings = {"exp_name": name}
     if (folder / "args.json").exists():
         settings = json.loads((folder / "args.json").read_text())
@@ -91,8 +99,9 @@ def group_runs(runs: list[Run]) -> dict[tuple[str, str], list[Run]]:
         known = [settings for settings in alike if len(settings) > 1]  # from an args.json
         names = [] if run.settings in known or not known else ["without args.json"]
         for key, value in run.settings.items() if run.settings in known else ():
-            values = {json.dumps(float(x) if type(x) is int else x) for x in (other.get(key) for other in known)}
-            names += [f"{key}={value}"] if len(values) > 1 else []
+            value, *others = [float(x) if type(x) is int else x for x in (value, *(other.get(key) for other in known))]
+            differ = len({json.dumps(x) for x in others}) > 1
+            names += [f"{key}={f'{value:.12g}' if type(value) is float else value}"] if differ else []
         groups.setdefault((run.env_id, " ".join([str(run.settings["exp_name"]), *names])), []).append(run)
     return groups
 
@@ -141,7 +150,9 @@ def draw(groups: dict[tuple[str, str], list[Run]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     env_ids, colors = [*dict.fromkeys(env_id for env_id, _ in groups)], plt.cm.tab10.colors
-    shape = {"figsize": (5.5 * len(env_ids), 7), "squeeze": False, "layout": "constrained"}
+    labels = {key: textwrap.wrap(f"{key[1]} ({len(runs)})", 60) for key, runs in groups.items()}
+    most = max(sum(len(label) for key, label in labels.items() if key[0] == env_id) for env_id in env_ids)
+    shape = {"figsize": (5.5 * len(env_ids), 7 + most / 5), "squeeze": False, "layout": "constrained"}  # inches
     figure, all_axes = plt.subplots(2, len(env_ids), **shape)
     for column, env_id in enumerate(env_ids):
         here = [(name, runs) for (other, name), runs in groups.items() if other == env_id]
@@ -151,7 +162,7 @@ def draw(groups: dict[tuple[str, str], list[Run]], path: Path) -> None:
                 x, returns = curves(runs, axis)
                 drawn = np.isfinite(returns).all(axis=-1)
                 x, returns = x[drawn], returns[drawn]
-                label = "\n  ".join(textwrap.wrap(f"{name} ({len(runs)})", 60)).replace("$", r"\$")
+                label = "\n  ".join(labels[env_id, name]).replace("$", r"\$")
                 (line,) = axes.plot(x, interquartile_mean(returns), label=label)
                 if len(runs) > 1 and len(x):
                     axes.fill_between(x, *interval(returns), color=line.get_color(), alpha=0.2, linewidth=0)

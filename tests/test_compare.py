@@ -135,6 +135,13 @@ class TestRatios:
         others = [a_straight_line(1, 200) for _ in range(5)]
         assert compare.ratios(ours, others, peers, 100)[0][1] < compare.ratios(ours, others, peers, 100)[0][2]
 
+    def test_draws_where_neither_was_there_say_nothing(self):
+        """They are not left out: that would be an interval of those alone that say something."""
+        ours, peers = ([a_straight_line(1, 100) for _ in range(5)] for _ in range(2))
+        for run, last in zip(peers, (50, 50, 50, 50, 1000), strict=True):
+            run.settings["return"] = float(last)
+        assert compare.ratios(ours, peers, peers, 100) == [(1, 0, math.inf)] * 2  # a quarter of them has the last twice
+
     def test_it_is_that_of_the_seeds_that_were_drawn(self, monkeypatch):
         """Of the peers' themselves, where these are what is divided by."""
         (ours, peers), draws = ([a_straight_line(1, 100) for _ in range(5)] for _ in range(2)), []

@@ -175,6 +175,19 @@ def test_early(look):
         ["run: too early to say (39 iterations)"],
         [],
     )
+    shutil.rmtree("run")  # another script's, with a return for each episode
+    few = {"losses/approx_kl": [1e-3] * 3, "charts/episodic_return": 22 + NOISE}
+    assert look(few) == (0, ["run: too early to say (3 iterations)"], [])
+
+
+def test_close_to_a_limit(look):
+    """A value that is outside is shown so."""
+    _, (_, found), _ = look(GOOD | {"losses/approx_kl": 0.05001 + 0 * NOISE})
+    assert "is 0.05001 (healthy: 0 to 0.05)" in found
+    shutil.rmtree("run")
+    returns = np.where(PROGRESS < 0.8, np.minimum(20 + 1000 * PROGRESS, 820), 196)
+    _, (_, found), _ = look(GOOD | {"charts/episodic_return": returns})
+    assert "is 196 (healthy: " in found
 
 
 def test_unreadable(monkeypatch, capsys):

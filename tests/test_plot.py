@@ -86,6 +86,31 @@ class TestReadRun:
             assert plot.read_run(log(tmp_path / "run", points, 100.0 * rates[0][0])).steps[-1] == rates[-1][0]
         assert "resumed with a higher learning rate" in capsys.readouterr().err
 
+    def test_killed_between_checkpoints(self, tmp_path, capsys):
+        """What came after the checkpoint, with lower learning rates, was done again: it is a run like others."""
+        points = [(10 * i, i, 1 - i / 10, "charts/learning_rate") for i in range(1, 9)] + [(80, 8, 5.0)]
+        log(tmp_path / "run", points, 1000)
+        log(tmp_path / "run", [(30, 1, 0.7, "charts/learning_rate"), (40, 2, 0.6, "charts/learning_rate")], 2000)
+        log(tmp_path / "run", [(50, 1, 0.5, "charts/learning_rate"), (60, 2, 6.0)], 3000)
+        run = plot.read_run(tmp_path / "run")
+        assert run.steps.tolist() == [60] and capsys.readouterr().err == ""
+
+    def test_a_clock_that_was_set_back(self, tmp_path, capsys):
+        """Which of two parts came first can't be known: that is said."""
+        log(log(tmp_path / "run", [(10, 1, 1.0), (20, 2, 2.0)], 5000), [(30, 1, 3.0)], 1000)
+        plot.read_run(tmp_path / "run")
+        assert "what begins at step 10 came after what begins at 30" in capsys.readouterr().err
+
+    def test_an_evaluation_with_steps_of_its_own(self, tmp_path, capsys):
+        log(log(tmp_path / "run", [(10, 1, 1.0), (20, 2, 2.0)], 1000), [(0, 1, 3.0)], 5000, tag="eval/episodic_return")
+        assert plot.read_run(tmp_path / "run").steps.tolist() == [10, 20] and capsys.readouterr().err == ""
+
+    def test_names_of_folders(self, tmp_path):
+        """The last two parts are seed and time, as in other scripts; a name may have underscores of its own."""
+        for folder, name, seed in (("A-v0__my__lr1__3__5", "my__lr1", "3"), ("A-v0__x", "x", ""), ("A-v0", "", "")):
+            run = plot.read_run(log(tmp_path / folder, [(10, 1, 1.0)], 1000))
+            assert (run.env_id, run.settings["exp_name"], run.seed) == ("A-v0", name, seed)
+
     def test_strange_settings(self, tmp_path):
         """Of other scripts: what has no place here is text, or that of the folder."""
         run = plot.read_run(log(tmp_path / "A-v0__x__1__5", [(1, 0, 0.0)], 0, {"exp_name": None, "seed": [1, 2]}))
@@ -124,7 +149,9 @@ class TestGroups:
 
     def test_whole_numbers(self):
         """A notebook's 475 is the 475.0 of a command line."""
-        assert len(plot.group_runs([make_run([1], exp_name="x", stop=x) for x in (475, 475.0)])) == 1
+        runs = [make_run([1], exp_name="x", stop=x) for x in (475, 475.0, None)]
+        assert len(plot.group_runs(runs[:2])) == 1
+        assert [*plot.group_runs(runs)] == [("A-v0", "x stop=475"), ("A-v0", "x stop=None")]
 
 
 class TestStatistics:
@@ -179,6 +206,13 @@ def test_any_name_can_be_drawn(tmp_path):
     runs = [make_run([1, 2], exp_name=name) for name in ("a$b_{$", " ".join(["word"] * 40))]
     plot.draw(plot.group_runs(runs), tmp_path / "drawn.png")
     assert (tmp_path / "drawn.png").stat().st_size > 0
+
+
+def test_a_sweep_can_be_drawn(tmp_path, recwarn):
+    """Where names take more room than curves."""
+    runs = [make_run([1, 2], exp_name=" ".join([f"setting{i}=0.0001"] * 4)) for i in range(24)]
+    plot.draw(plot.group_runs(runs), tmp_path / "drawn.png")
+    assert not [x for x in recwarn if "layout" in str(x.message)]
 
 
 def program(*args):
