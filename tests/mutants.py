@@ -1385,7 +1385,8 @@ deviations for errors | procgen | the standard error of a difference of means | 
 errors added up | procgen | errors of both means, as they add | procgen::test_evaluation
 - sum(np.var(x) / max(len(x) - 1, 1) for x in (returns, others)) ** 0.5
 + sum((np.var(x) / max(len(x) - 1, 1)) ** 0.5 for x in (returns, others))
-a gap of what has no levels | procgen | own games have no other levels | procgen::test_evaluation
+a gap of what has no levels | procgen | own games have no other levels
+| procgen::test_evaluation_where_no_other_levels_are
 - args.num_levels and "envpool" in sys.modules
 + True
 memory goes back each time | pixels | freed memory is kept | procgen::test_memory_is_kept
