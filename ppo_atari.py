@@ -384,14 +384,14 @@ def train(args: Args) -> dict:
     run_dir, start_time, saved_time, filmed, done = None, time.time(), 0.0, -1, False
     if RANK == 0:  # which alone logs, saves and prints
         name = f"{args.env_id}__{args.exp_name}__{args.seed}__".replace("/", "_").replace(":", "_")
-        run_dir = Path(str(args.resume or f"runs/{name}{time.time():.6f}").removesuffix("/checkpoint.pt"))
+        run_dir = Path(str(args.resume or f"runs/{name}{time.time():.6f}").removesuffix("checkpoint.pt"))
         try:
             run_dir.mkdir(parents=True, exist_ok=args.resume is not None)
             (run_dir / "args.json").write_text(json.dumps(asdict(args), indent=2, default=str))
             if args.track:
                 wandb = __import__("wandb")  # not before it is needed: it takes a second
-                names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": run_dir.name}
-                names |= {"id": run_dir.name[-64:], "resume": "allow", "config": asdict(args)}
+                names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "config": asdict(args)}
+                names |= {"name": (name := run_dir.absolute().name), "id": name[-64:], "resume": "allow"}
                 wandb.init(**names, sync_tensorboard=True, save_code=True, reinit="finish_previous")
         except Exception as error:  # no place to write; or W&B is not installed, or refuses
             sys.exit(f"error: can't start: {' '.join(f'{error}'.split())} (--track: pip install wandb, `wandb login`)")

@@ -384,7 +384,7 @@ def report() -> None:
     record = json.loads(RESULTS.read_text())
     columns = ["task", "", "seeds", "return", "95% interval", "better than SB3", "steps per second", "MiB"]
     print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
-    pairs, clocks = {}, []
+    pairs, clocks, stops = {}, [], []
     for row in ROWS:
         contenders = runs_of(record, row)
         for contender, all_runs in contenders.items():
@@ -401,6 +401,9 @@ def report() -> None:
                 chance = estimates(scores, theirs, function=metrics.probability_of_improvement)
                 better = "{:.2f} ({:.2f} to {:.2f})".format(*chance)
                 pairs.setdefault(contender, []).append((scores, theirs))
+            if "--stop-return" in ROWS[row][contender]:
+                ends = [(run.seed, f"{run.settings['steps']:,}", f"{run.settings['seconds']:,.0f}") for run in runs]
+                stops += [f"| {row} | {contender} | {' | '.join(end)} |" for end in ends]
             speeds = [run.settings["steady_sps"] for run in alone(runs)]
             speed = f"{statistics.median(speeds):,.0f} ({min(speeds):,.0f} to {max(speeds):,.0f})" if speeds else ""
             cells = [row, contender, f"{len(runs)}{failed}", f"{point:,.1f}", spread, better, speed]
@@ -424,6 +427,7 @@ def report() -> None:
     columns = ["task", "SB3's return", "", "seeds that reach it", "steps until then", "/ SB3's", "seconds", "/ SB3's"]
     columns += ["steps / SB3's with this row's settings", "seconds / SB3's with this row's settings"]
     print(f"\n| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", *clocks, sep="\n")
+    print("\n| task, to a return | | seed | steps | seconds |\n| --- | --- | --- | --- | --- |", *stops, sep="\n")
     for contender, scores in pairs.items():
         if len(scores) == 1:  # said above
             continue

@@ -981,7 +981,7 @@ the third signal waits too | ppo | a third signal ends at once
 - if stop_signals[1:] else
 + if stop_signals[9:] else
 a checkpoint is no run | ppo | a run goes on from its folder or its file | checkpoint::TestResuming
-- .6f}").removesuffix("/checkpoint.pt"))
+- .6f}").removesuffix("checkpoint.pt"))
 + .6f}"))
 workers are left | ppo | a process ends also when workers can't be made
 | checkpoint::TestKilling::test_workers_that_die_or_raise_end_the_run
@@ -1247,8 +1247,8 @@ W&B refuses what it knows | ppo | a resumed run goes on in W&B | watching::TestT
 - "resume": "allow"
 + "resume": "never"
 ids without seed and time | ppo | two runs are two in W&B | watching::TestTracking
-- run_dir.name[-64:]
-+ run_dir.name[:64]
+- name[-64:]
++ name[:64]
 a camera that is not there | continuous | films of models without one | continuous::test_the_camera_of_films
 - 0 if envs.envs[0].unwrapped.model.ncam else -1
 + 0

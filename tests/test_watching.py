@@ -18,7 +18,7 @@ from moviepy import VideoFileClip
 
 import ppo
 from conftest import ROOT
-from ppo import Args, train
+from ppo import Args, load_checkpoint, train
 from test_checkpoint import command, digest, resume
 from test_train import CHARTS, LOSSES, parameters, scalars
 
@@ -117,7 +117,7 @@ class TestTracking:
             assert curve == pytest.approx(points, rel=1e-5, abs=1e-8), name
 
     def test_what_wandb_is_told(self, monkeypatch):
-        """A resumed run goes on; an id has W&B's 64 characters, and is of one run; a notebook tracks several."""
+        """A resumed run goes on, also from within its folder; an id has 64 characters; a notebook tracks several."""
         told = []
         wandb = SimpleNamespace(init=lambda **given: told.append(given))
         monkeypatch.setitem(sys.modules, "wandb", wandb)
@@ -125,10 +125,14 @@ class TestTracking:
         settings = {"track": True, "exp_name": name, "num_steps": 16}
         runs = [train(Args(total_timesteps=64, seed=seed, **settings))["run_dir"] for seed in (1, 2)]
         train(Args(resume=str(runs[0]), total_timesteps=128))
-        ids = [given["id"] for given in told]
-        assert ids[0] == ids[2] != ids[1] and all(
-            len(x) == 64 and runs[i].name.endswith(x) for i, x in enumerate(ids[:2])
-        )
+        monkeypatch.chdir(runs[0])
+        files = sorted(os.listdir())
+        train(Args(resume="checkpoint.pt", total_timesteps=192))
+        assert load_checkpoint(".")["global_step"] == 192
+        assert [x for x in sorted(os.listdir()) if "tfevents" not in x] == [x for x in files if "tfevents" not in x]
+        assert [given["name"] for given in told] == [runs[i].name for i in (0, 1, 0, 0)]
+        assert [given["id"] for given in told] == [runs[i].name[-64:] for i in (0, 1, 0, 0)]
+        assert told[0]["id"] != told[1]["id"]
         assert {given["resume"] for given in told} == {"allow"} and {x["reinit"] for x in told} == {"finish_previous"}
 
     def refused(self, **given):
