@@ -135,7 +135,7 @@ LINES |= {"bfloat16": "C1-", SLOWER: "C2-", FARTHER: "C2-"}
 
 def number_of_seeds(row: str, contender: str) -> int:
     if row in PIXELS:
-        return {PEER: 1, "same settings": 1, "bfloat16": 3}.get(contender, 2)
+        return {PEER: 1, "same settings": 3, "bfloat16": 3}.get(contender, 2)
     return 5 if contender in ("defaults", SLOWER, FARTHER) or row in ("Hopper-v5", "HalfCheetah-v5") else 10
 
 
