@@ -2,8 +2,8 @@
 
 PPO (Schulman et al., 2017, arXiv:1707.06347) collects a rollout with the current policy, estimates advantages with GAE
 (Schulman et al., 2015, arXiv:1506.02438), then takes a few epochs of minibatch steps on a clipped objective that keeps
-the new policy near the old one. `# detail 7` is number 7 of Huang et al. (2022, "The 37 Implementation Details of
-Proximal Policy Optimization"). T is num_steps, N environments, M samples, O observation size, C action components.
+the new policy near the old one. `# detail 7` is no. 7 of Huang et al. (2022, "The 37 Implementation Details of Proximal
+Policy Optimization"), a to d its extras. T steps, N environments, M samples, O observation size, C action components.
 
     python … --env-id my_envs:MyEnv-v0     # train, here on your own environment, registered in ./my_envs.py
     python … --resume runs/NAME            # go on where a run stopped; --evaluate runs/NAME plays with its policy
@@ -47,18 +47,18 @@ at_end = ExitStack()  # what to do when a run ends, also by an error
 class Args:
     """Train a PPO agent on a gymnasium environment."""
 
-    exp_name: str = Path(__file__).stem  # experiment's name, in that of the run's folder: give each variant its own
+    exp_name: str = Path(__file__).stem  # part of the name of the run's folder: give each variant its own
     seed: int = 1  # of everything random; on a CPU, the same seed gives the same run, bit for bit
     torch_deterministic: bool = True  # let PyTorch use only algorithms that repeat exactly; on a CPU they do anyway
     cuda: bool = True  # --no-cuda keeps the run on the CPU whatever --device says
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the CPU; only the scripts for pixels take a GPU if any
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the CPU; but the scripts for pixels take a GPU if they can
     compile: bool = False  # compile loss and gradient (needs a C++ compiler): a slower start, then faster steps
     track: bool = False  # log to Weights & Biases too: curves, arguments, this file, videos
     wandb_project_name: str = "ppo"  # W&B project that --track logs to
     wandb_entity: str | None = None  # W&B team or user that owns the project; None is your default one
     capture_video: bool = False  # film an episode at the start and at each tenth of the run; with --evaluate, all
     save_interval: float = 60.0  # seconds between checkpoints, at most what a crash costs; 0 is after every iteration
-    resume: str | None = None  # run to go on with, its folder or checkpoint.pt; what is not given is as it was
+    resume: str | None = None  # run to continue, its folder or checkpoint.pt; arguments not given stay as they were
     evaluate: str | None = None  # folder of a run, or a checkpoint, to play episodes with instead of training
     eval_episodes: int = 10  # episodes that --evaluate plays
     eval_greedy: bool = False  # in evaluation and films, take the most probable action instead of a sample
@@ -83,7 +83,7 @@ class Args:
     max_grad_norm: float = 0.5  # longer gradients are shortened to this norm
     target_kl: float | None = None  # end an iteration's epochs when the policy has moved this far; 0.015 is usual
     norm_obs: bool = True  # normalise observations by their running mean and deviation: for uneven or large ones
-    norm_reward: bool = True  # scale rewards by the running deviation of the discounted return: for large ones
+    norm_reward: bool = True  # scale rewards by the deviation of discounted returns; else ppo_atari.py takes the sign
 
     def __new__(cls, **given):  # which arguments were given: when a run is resumed, the others are as they were
         args = super().__new__(cls)
@@ -92,9 +92,9 @@ class Args:
 
 
 def check_args(args: Args, device: str) -> None:
-    """Exit with one line for what would fail late, or never be noticed."""
+    """Exit with a message of one line for what would fail late, or never be noticed."""
     for name, value in asdict(args).items():  # integers from 1, others from 0, but for those named here: add yours
-        low = {"seed": 0, "stop_return": -1e15}.get(name, 1 if type(getattr(Args, name)) is int else 0)
+        low = {"seed": 0, "stop_return": -1e15}.get(name, 1 if type(getattr(Args, name, None)) is int else 0)
         high = 1 if name in ("learning_rate", "gamma", "gae_lambda") else 10**15
         if isinstance(value, np.generic) or (type(value) in (int, float) and not low <= value <= high):
             sys.exit(f"error: --{name.replace('_', '-')} must be a plain number from {low} to {high}, not {value!r}")
@@ -121,13 +121,13 @@ def make_envs(args: Args, num_envs: int, video_folder: Path | None = None) -> gy
             envs.reset = lambda envs=envs, **seed: type(envs).reset(envs)  # EnvPool's takes no seed
         else:
             envs = gym.make_vec(args.env_id, num_envs, mode, **film)
-    except (gym.error.Error, ImportError, AssertionError) as error:
+    except (gym.error.Error, ImportError, AssertionError if mode == "envpool" else ImportError) as error:
         sys.exit(f"error: --env-id {args.env_id}: {error} (your own: module:EnvId; an Atari game: ppo_atari.py)")
     actions, obs = envs.single_action_space, envs.single_observation_space
     fits = isinstance(actions, gym.spaces.Box) and np.issubdtype(actions.dtype, np.floating)
     if not fits or not obs.is_np_flattenable or (obs.dtype == np.uint8 and np.prod(obs.shape) >= 1024):
-        sys.exit(f"error: {args.env_id} has {actions}, {obs}: try ppo.py, ppo_continuous.py or ppo_atari.py (pixels)")
-    if envs.metadata.get("autoreset_mode") is not gym.vector.AutoresetMode.NEXT_STEP:
+        sys.exit(f"error: {args.env_id} has {actions}, {obs}: try ppo.py, ppo_continuous.py, ppo_atari.py (3D, uint8)")
+    if envs.metadata.get("autoreset_mode") is not gym.vector.AutoresetMode.NEXT_STEP:  # the step after an end resets
         sys.exit(f"error: {args.env_id} must have metadata['autoreset_mode'] = AutoresetMode.NEXT_STEP")
     if not isinstance(obs, gym.spaces.Box) or len(obs.shape) != 1:
         envs = gym.wrappers.vector.FlattenObservation(envs)
@@ -200,7 +200,7 @@ class Agent(nn.Module):
         return self.network(torch.as_tensor(obs, dtype=torch.float32).to(self.obs_stats.mean.device))[0].cpu().numpy()
 
     def numpy_policy(self, x: np.ndarray) -> np.ndarray:
-        """`policy` in NumPy, with `layers` and `stats` from `train`: without PyTorch's overhead for each call."""
+        """What `policy` gives, in NumPy and faster: `train` sets `layers` and `stats`, and uses it while both agree."""
         x = ((x - self.stats[0]) / self.stats[1]).clip(-10, 10) if self.norm_obs else x
         for layer in self.layers:
             x = x @ layer[0].T + layer[1] if layer else np.tanh(x)
@@ -222,7 +222,7 @@ def compute_gae(rewards, values, terminated, truncated, gamma: float, gae_lambda
 
 
 def all_mean(x: torch.Tensor) -> torch.Tensor:
-    """The mean of x over the processes of a data-parallel run; with one process, x itself."""
+    """The mean of x, which it overwrites, over the processes of a data-parallel run; with one process, x itself."""
     if WORLD_SIZE > 1:
         dist.all_reduce(x)
     return x if WORLD_SIZE == 1 else x / WORLD_SIZE
@@ -321,10 +321,10 @@ def train(args: Args) -> dict:
     """Train, log to `runs/`, save checkpoints, show progress; exits with one line for mistakes. Returns agent, run_dir,
     global_step, episodes (return and length of each of the last 100), and exit_code (0, or 128 + signal)."""
     saved = {"args": args, "global_step": 0, "episodes": []} if args.resume is None else load_checkpoint(args.resume)
-    args = replace(saved["args"], **{name: getattr(args, name) for name in {"resume", *args.given}})
+    args = replace(saved["args"], **{k: x for k, x in asdict(args).items() if k in args.given or x != vars(Args())[k]})
     device = f"cuda:{LOCAL_RANK}" if args.cuda and args.device == "cuda" else "cpu"
     check_args(args, device)
-    T, N, batch_size = args.num_steps, args.num_envs // WORLD_SIZE, args.num_steps * args.num_envs
+    T, N, batch_size = args.num_steps, args.num_envs // WORLD_SIZE, args.num_steps * args.num_envs  # N: of each process
     global_step, episodes = saved["global_step"], saved["episodes"]
     total_steps = global_step + (args.total_timesteps - global_step) // batch_size * batch_size
     if global_step >= total_steps:
@@ -404,7 +404,7 @@ def train(args: Args) -> dict:
             agent.return_stats.update(discounted_returns[valid])
             rewards[:] = (rewards / (agent.return_stats.var.item() + 1e-8) ** 0.5).clip(-10, 10)
 
-        # Estimate, all T steps at once: the policy is still the one that acted, and one pass is cheaper than T
+        # Estimate, all T steps in one pass: the policy has not changed yet. On a CPU, batch shares the arrays' memory
         batch = {"obs": obs[:T], "actions": actions, "valid": valid}
         batch = {name: torch.from_numpy(x).to(device, non_blocking=True).flatten(0, 1) for name, x in batch.items()}
         with torch.no_grad():
@@ -426,11 +426,11 @@ def train(args: Args) -> dict:
             approx_kl = torch.stack(diagnostics[-args.num_minibatches :]).mean(0)[[*losses].index("approx_kl")]
             if args.target_kl is not None and all_mean(approx_kl) > args.target_kl:  # detail c
                 break
-        agent.obs_stats.update(obs[:T][valid])
+        agent.obs_stats.update(obs[:T][valid])  # only now: acting and learning must normalise a rollout alike
         vars(agent).pop("policy", None)  # back to PyTorch: the weights that NumPy had are out of date
         global_step += batch_size
 
-        # Log means over minibatches and valid samples, and over processes
+        # Log means over minibatches, valid samples and processes: add yours to losses, in all processes, or to metrics
         losses = dict(zip(losses, torch.stack(diagnostics).mean(0).tolist(), strict=True))  # read at once
         if broken := [k for k, x in (losses | agent.state_dict()).items() if not torch.as_tensor(x).isfinite().all()]:
             sys.exit(f"error: before step {global_step}, no longer finite: {broken[:6]}; lower --learning-rate?")
@@ -442,7 +442,7 @@ def train(args: Args) -> dict:
         metrics = {f"losses/{name}": x for name, x in zip(losses, means, strict=True)}
         metrics["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
         metrics["charts/SPS"] = (global_step - saved["global_step"]) / (time.time() - start_time)
-        gathered = [(finished, stop_signals)] * WORLD_SIZE
+        gathered = [(finished, stop_signals)] * WORLD_SIZE  # of all processes: a signal to one stops all
         if WORLD_SIZE > 1:
             dist.all_gather_object(gathered, gathered[0])
         finished, stops = ([x for part in parts for x in part] for parts in zip(*gathered, strict=True))

@@ -598,6 +598,9 @@ lives that were not told | atari | detail 16: told by some only
 | fork::test_a_lost_life_is_an_end_for_learning_only atari::TestLearningSignal
 - info.get("_lives", True)
 + "lives" in info
+another's Pong is Atari's | atari | an environment of one's own keeps its name | atari::TestNames
+- split('ALE/')[-1]
++ split('/')[-1]
 no FIRE | atari | detail 17: no FIRE at reset
 | fork::test_frames_are_the_papers fork::test_starts_of_games atari::TestPreprocessing
 - "FIRE" in self.unwrapped.get_action_meanings()
@@ -860,17 +863,24 @@ default arguments are saved | ppo | a checkpoint holds the arguments | checkpoin
 + "args": asdict(Args())
 given arguments are ignored | ppo | what is given to a resumed run holds
 | checkpoint::TestResuming::test_what_is_given_holds_and_the_rest_is_as_saved
-- **{name: getattr(args, name) for name in {"resume", *args.given}})
+- **{k: x for k, x in asdict(args).items() if k in args.given or x != vars(Args())[k]})
 + resume=args.resume)
 defaults win | ppo | what is not given to a resumed run is as it was
 | checkpoint::TestResuming::test_what_is_given_holds_and_the_rest_is_as_saved
-- args = replace(saved["args"], **{name: getattr(args, name) for name in {"resume", *args.given}})
+- args = replace(saved["args"], **{k: x for k, x in asdict(args).items() if k in args.given or x != vars(Args())[k]})
 + pass
 a notebook's resume is forgotten | ppo | what a notebook sets holds | train::TestProcess
-- for name in {"resume", *args.given}})
-+ for name in args.given})
+- if k in args.given or x != vars(Args())[k]})
++ if k in args.given})
+defaults that were given are ignored | ppo | what is given to a resumed run holds
+| checkpoint::TestResuming::test_what_is_given_holds_and_the_rest_is_as_saved
+- if k in args.given or x != vars(Args())[k]})
++ if x != vars(Args())[k]})
+a list has no default | ppo | a fork's arguments | command_line::test_a_list_among_the_arguments_of_a_fork
+- getattr(Args, name, None)
++ getattr(Args, name)
 what is set later is ignored | ppo | what a notebook sets holds | train::TestProcess
-- **{name: getattr(args, name) for name in {"resume", *args.given}})
+- **{k: x for k, x in asdict(args).items() if k in args.given or x != vars(Args())[k]})
 + **args.given)
 defaults win on the command line | ppo | what is not given to a resumed run is as it was
 | checkpoint::TestResuming::test_what_is_given_holds_and_the_rest_is_as_saved
@@ -1228,6 +1238,10 @@ filming once, filming always | ppo | a run that was filmed evaluates without | w
 curves only in TensorBoard | ppo | W&B gets the curves, too | watching::TestTracking
 - sync_tensorboard=True
 + sync_tensorboard=False
+own assertions are caught | continuous | an environment's errors keep their traceback
+| continuous::test_what_an_environment_of_ones_own_asserts_is_not_caught
+- AssertionError if mode == "envpool" else ImportError
++ AssertionError
 the seed of EnvPool stays | continuous | EnvPool's episodes differ in resumed runs, too | envpool::test_seeds_of_a_run
 - make_envs(replace(args, seed=env_seed), N)
 + make_envs(replace(args, seed=args.seed), N)

@@ -78,8 +78,10 @@ class TestNames:
             envs = make_envs(Args(env_id=game), 1)
             assert envs.reset(seed=1)[0].shape == (1, 4, 84, 84)
 
-    def test_an_environment_of_ones_own_keeps_its_name(self):
-        envs = make_envs(Args(env_id="worlds:Lives"), 2)
+    @pytest.mark.parametrize("env_id", ["worlds:Lives", "worlds:mine/Pong-v0", "mine/Pong-v0"])
+    def test_an_environment_of_ones_own_keeps_its_name(self, env_id):
+        """Also where a game has that name, but not in that namespace."""
+        envs = make_envs(Args(env_id=env_id), 2)
         assert envs.reset()[0].shape == (2, 3, 20, 30)
 
 

@@ -214,8 +214,8 @@ MISTAKES = {
     "no name": ({"env_id": "worlds:"}, "--env-id worlds:"),
     "module without it": ({"env_id": "json:Env-v0"}, "Environment `Env` doesn't exist"),
     "continuous": ({"env_id": "Pendulum-v1"}, "(1,), float32), Box("),
-    "images": ({"env_id": "worlds:Images"}, "ppo_atari.py (pixels)"),
-    "pictures of a car": ({"env_id": "CarRacing-v3"}, "try ppo.py, ppo_continuous.py or ppo_atari.py (pixels)"),
+    "images": ({"env_id": "worlds:Images"}, "ppo_atari.py (3D, uint8)"),
+    "pictures of a car": ({"env_id": "CarRacing-v3"}, "try ppo.py, ppo_continuous.py, ppo_atari.py (3D, uint8)"),
     "any number": ({"env_id": "worlds:Sequences"}, "has Discrete(1), Sequence("),
     "actions in a tuple": ({"env_id": "worlds:TupleActions"}, "has Tuple("),
     "other reset mode": ({"env_id": "worlds:SameStep"}, "NEXT_STEP"),
@@ -412,6 +412,19 @@ def test_what_an_environment_raises_is_not_caught(vectorization, tmp_path):
     (run_dir,) = (tmp_path / "runs").iterdir()
     assert ppo.load_checkpoint(run_dir)["global_step"] == 8
     assert list(scalars({"run_dir": run_dir})["charts/SPS"]) == [8, 16, 24]
+
+
+def test_a_list_among_the_arguments_of_a_fork(monkeypatch):
+    """Which a dataclass does not keep as an attribute of its own; when resumed, it is as it was."""
+
+    @dataclasses.dataclass
+    class Mine(Args):
+        widths: list[int] = dataclasses.field(default_factory=lambda: [64, 64])
+
+    monkeypatch.setattr(ppo, "Args", Mine)
+    run_dir = train(Mine(total_timesteps=512, widths=[8]))["run_dir"]
+    assert train(Mine(resume=run_dir, total_timesteps=1024))["global_step"] == 1024
+    assert ppo.load_checkpoint(run_dir)["args"].widths == [8]
 
 
 def test_async_environments_end_quietly(tmp_path):

@@ -322,13 +322,19 @@ print("seen", (picture[..., 0] - picture[..., 1] > 40).sum())
     assert int(done.stdout.split("seen")[1]) > 300, done.stderr
 
 
+def test_what_an_environment_of_ones_own_asserts_is_not_caught():
+    """EnvPool asserts where others have errors of their own, but its author needs the traceback."""
+    with pytest.raises(AssertionError, match="there is no arm"):
+        ppo.make_envs(Args(env_id="worlds:Asserting"), 1)
+
+
 MISTAKES = {
     "discrete": ({"env_id": "CartPole-v1"}, "has Discrete(2), Box("),
     "several discrete": ({"env_id": "worlds:Pairs"}, "try ppo.py"),
     "actions in a tuple": ({"env_id": "worlds:TupleActions"}, "has Tuple("),
     "whole numbers": ({"env_id": "worlds:WholeNumbers"}, "has Box(0, 5, (2,), int64)"),
     "misspelt": ({"env_id": "HalfCheeta-v5"}, "Did you mean: `HalfCheetah`?"),
-    "images": ({"env_id": "CarRacing-v3"}, "ppo_atari.py (pixels)"),
+    "images": ({"env_id": "CarRacing-v3"}, "ppo_atari.py (3D, uint8)"),
     "old version": ({"env_id": "Hopper-v1"}, "--env-id Hopper-v1"),
     "minibatches": ({"num_minibatches": 33}, "num_minibatches must cut num_envs"),
     "not in EnvPool": ({"env_id": "worlds:Continuous", "vectorization": "envpool"}, "is not supported"),

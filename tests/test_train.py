@@ -351,8 +351,8 @@ class TestProcess:
         args.total_timesteps = 1024
         result = train(args)
         assert result["global_step"] == 1024
-        args = Args(total_timesteps=1536)
-        args.resume = str(result["run_dir"])
+        args = Args()
+        args.resume, args.total_timesteps = str(result["run_dir"]), 1536
         resumed = train(args)
         assert resumed["run_dir"] == result["run_dir"] and resumed["global_step"] == 1536
         assert ppo.load_checkpoint(result["run_dir"])["optimizer"]["state"][0]["step"] == 3 * 16

@@ -215,6 +215,13 @@ class Unmakeable(World):
             raise OSError("its port is taken")
 
 
+class Asserting(World):
+    """Misses a file."""
+
+    def __init__(self):
+        raise AssertionError("there is no arm.xml")
+
+
 class Simulator(World):
     """Says how often it was closed, and that nothing is a number."""
 
@@ -510,5 +517,6 @@ for spec in gym.registry.values():  # gymnasium would take Probe1 for the latest
     spec.name = "" if spec.entry_point in probes.DISCRETE else spec.name
 for world in {x for x in globals().values() if isinstance(x, type) and issubclass(x, World)}:
     gym.register(world.__name__, world)
+gym.register("mine/Pong-v0", Lives)
 gym.register("SameStep", vector_entry_point=same_step)
 gym.register("NoActionSpace", vector_entry_point=NoActionSpace)
