@@ -402,8 +402,8 @@ def report() -> None:
                 better = "{:.2f} ({:.2f} to {:.2f})".format(*chance)
                 pairs.setdefault(contender, []).append((scores, theirs))
             if "--stop-return" in ROWS[row][contender]:
-                ends = [(run.seed, f"{run.settings['steps']:,}", f"{run.settings['seconds']:,.0f}") for run in runs]
-                stops += [f"| {row} | {contender} | {' | '.join(end)} |" for end in ends]
+                ends = [(run.seed, *(run.settings[x] for x in ("return", "steps", "seconds"))) for run in runs]
+                stops += [f"| {row} | {contender} | {n} | {r:.1f} | {x:,} | {s:,.0f} |" for n, r, x, s in ends]
             speeds = [run.settings["steady_sps"] for run in alone(runs)]
             speed = f"{statistics.median(speeds):,.0f} ({min(speeds):,.0f} to {max(speeds):,.0f})" if speeds else ""
             cells = [row, contender, f"{len(runs)}{failed}", f"{point:,.1f}", spread, better, speed]
@@ -427,7 +427,7 @@ def report() -> None:
     columns = ["task", "SB3's return", "", "seeds that reach it", "steps until then", "/ SB3's", "seconds", "/ SB3's"]
     columns += ["steps / SB3's with this row's settings", "seconds / SB3's with this row's settings"]
     print(f"\n| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", *clocks, sep="\n")
-    print("\n| task, to a return | | seed | steps | seconds |\n| --- | --- | --- | --- | --- |", *stops, sep="\n")
+    print("\n| task, to a return | | seed | return | steps | seconds |\n| --- | --- | --- | --- | --- | --- |", *stops, sep="\n")
     for contender, scores in pairs.items():
         if len(scores) == 1:  # said above
             continue

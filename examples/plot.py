@@ -184,7 +184,7 @@ def table(groups: dict[tuple[str, str], list[Run]]) -> str:
         better = "" if baseline is results else f"{improvement(results, baseline):.2f}"
         spread = f"{low:.4g} to {high:.4g}" if len(runs) > 1 else ""
         shortest, note = min(runs, key=lambda run: run.steps[-1]), f"note: {env_id} {name}:"
-        if shortest.steps[-1] < 0.95 * np.median([run.steps[-1] for run in runs]):
+        if shortest.steps[-1] < 0.95 * max(run.steps[-1] for run in runs):
             few = f"{shortest.steps[-1]:,.0f} steps"
             print(f"{note} seed {shortest.seed} has {few} only (unfinished?): curves end there", file=sys.stderr)
         if len({str(run.seed) for run in runs}) < len(runs):

@@ -235,6 +235,8 @@ def main() -> int:
         parser.error("probes have numbers from 1 to 7" if found else f"there is no script {path}")
     sys.path.insert(0, str(path.parent))
     script = importlib.import_module(path.stem)
+    if not {"Args", "make_envs", "train"} <= {*vars(script)} or hasattr(script.Args, "rnn"):
+        parser.error(f"{path.name} is no copy of ppo.py or ppo_continuous.py (one with a memory: tests/test_lstm.py)")
     wrong, name = 0, None
     for kind in ("Probe", "ProbeContinuous"):
         with suppress(SystemExit):  # which says that it is for other actions

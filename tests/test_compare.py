@@ -246,12 +246,13 @@ class TestReport:
         ]
 
     def test_no_odds_where_runs_stop_at_a_return(self, said):
-        """But when each of them was there."""
+        """But where and when each of them ended."""
         pong = {compare.PEER: [1.0] * 5, self.SAME: [*[2.0] * 5, None]}
         text, results, *_ = said(Pong=pong, Ant_v5={"recipe": [2.0]})
         assert results["Pong", self.SAME][:4] == ["5, 1 failed", "2.0", "2.0 to 2.0", ""]
         ends = [line for line in text.splitlines() if line.endswith("| 2,000 | 100 |")]
-        assert ends == [f"| Pong | {side} | {seed} | 2,000 | 100 |" for side in pong for seed in range(1, 6)]
+        sides = ((compare.PEER, "1.0"), (self.SAME, "2.0"))
+        assert ends == [f"| Pong | {side} | {seed} | {x} | 2,000 | 100 |" for side, x in sides for seed in range(1, 6)]
 
     def test_times(self, said):
         """Until 95% of the way of the peers; one that failed was never there; shared cores are told."""

@@ -111,6 +111,16 @@ class TestProbes:
         )
         assert stop.value.code == 2 and capsys.readouterr().err.endswith(f"error: {error}\n")
 
+    @pytest.mark.parametrize("script", ["ppo_lstm.py", "examples/health.py"])
+    def test_not_for_these(self, script, monkeypatch, capsys):
+        """A memory, whose values of single observations are of no episode; and what is no script of this kind."""
+        monkeypatch.setattr(sys, "argv", ["probes.py", str(ROOT / script)])
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        with pytest.raises(SystemExit) as stop:
+            examples.probes.main()
+        name = Path(script).name
+        assert stop.value.code == 2 and f"{name} is no copy of ppo.py or ppo_continuous.py" in capsys.readouterr().err
+
     def test_all(self, monkeypatch, capsys):
         """If no numbers are given."""
         monkeypatch.setattr(examples.probes, "probe", lambda script, number, *rest: (number != 3, "found"))
