@@ -90,7 +90,7 @@ def train_seed(job: Job) -> tuple[Job, dict]:
         os.chdir(folder)
         sessions = Path("sessions.json")  # when each began and ended
         times = json.loads(sessions.read_text()) if sessions.exists() else []
-        run_dir = next(Path().glob("runs/*"), None)
+        run_dir = next((path.parent for path in Path().glob("runs/*/checkpoint.pt")), None)
         if run_dir and times:
             times[-1][1] = times[-1][1] or (run_dir / "checkpoint.pt").stat().st_mtime  # it was killed: what is left
             arguments = ["--resume", str(run_dir)]
@@ -108,7 +108,7 @@ def train_seed(job: Job) -> tuple[Job, dict]:
         signal.alarm(0)
         times[-1][1] = time.time()
         sessions.write_text(json.dumps(times))
-        run_dir = next(Path().glob("runs/*"))
+        run_dir = result["run_dir"]
         events = EventAccumulator(str(run_dir), {"scalars": 0}).Reload()
         speeds = events.Scalars("charts/SPS")  # one for each iteration
         events = events.Scalars("charts/episodic_return")

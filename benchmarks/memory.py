@@ -136,7 +136,7 @@ def plot(found: dict) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5])
-    parser.add_argument("--compare", metavar="PYTHON")
+    parser.add_argument("--compare", metavar="PYTHON", type=lambda x: os.path.abspath(x) if os.sep in x else x)
     parser.add_argument("--plot", action="store_true")
     args = parser.parse_args()
     from speed import machine

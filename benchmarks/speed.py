@@ -81,7 +81,7 @@ def code() -> str:
     """The commit of the scripts, and whether they were changed since."""
     call = {"cwd": HERE.parent, "capture_output": True, "text": True}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], **call).stdout.strip()
-    changes = subprocess.run(["git", "status", "--porcelain", "--", "*.py"], **call).stdout
+    changes = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no", "--", "*.py"], **call).stdout
     return f"{commit}, changed" if changes else commit
 
 
