@@ -114,6 +114,7 @@ def make_envs(args: Args, num_envs: int, video_folder: Path | None = None) -> gy
     record = [lambda env: gym.wrappers.RecordVideo(env, str(video_folder), lambda _: True)] if video_folder else []
     film = {"render_mode": "rgb_array", "wrappers": record} if video_folder else {}
     os.environ |= {"MUJOCO_GL": "egl"} | os.environ if film and sys.platform == "linux" else {}  # without a display
+    errors = (gym.error.Error, ImportError) + ((AssertionError,) if mode == "envpool" else ())
     try:
         if mode == "envpool":
             gym.logger.min_level = gym.logger.ERROR  # not to hear of float32 bounds
@@ -121,7 +122,7 @@ def make_envs(args: Args, num_envs: int, video_folder: Path | None = None) -> gy
             envs.reset = lambda envs=envs, **seed: type(envs).reset(envs)  # EnvPool's takes no seed
         else:
             envs = gym.make_vec(args.env_id, num_envs, mode, **film)
-    except (gym.error.Error, ImportError, AssertionError if mode == "envpool" else ImportError) as error:
+    except errors as error:
         sys.exit(f"error: --env-id {args.env_id}: {error} (your own: module:EnvId; an Atari game: ppo_atari.py)")
     actions, obs = envs.single_action_space, envs.single_observation_space
     fits = isinstance(actions, gym.spaces.Box) and np.issubdtype(actions.dtype, np.floating)

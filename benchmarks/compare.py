@@ -427,7 +427,8 @@ def report() -> None:
     columns = ["task", "SB3's return", "", "seeds that reach it", "steps until then", "/ SB3's", "seconds", "/ SB3's"]
     columns += ["steps / SB3's with this row's settings", "seconds / SB3's with this row's settings"]
     print(f"\n| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", *clocks, sep="\n")
-    print("\n| task, to a return | | seed | return | steps | seconds |\n| --- | --- | --- | --- | --- | --- |", *stops, sep="\n")
+    columns = ["task, to a return", "", "seed", "return", "steps", "seconds"]
+    print(f"\n| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", *stops, sep="\n")
     for contender, scores in pairs.items():
         if len(scores) == 1:  # said above
             continue

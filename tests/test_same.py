@@ -21,7 +21,7 @@ AT_THE_END = {"ppo_procgen.py": 7}  # changed lines there: evaluation on two set
 VARIANTS = {
     "ppo_continuous.py": {
         "Args": ("defaults", 22),
-        "make_envs": ("EnvPool, MuJoCo's films, bounds of actions", 18),
+        "make_envs": ("EnvPool, MuJoCo's films, bounds of actions", 19),
         "Agent.__init__": ("its policy", 5),
         "Agent.forward": ("its policy", 6),
         "Agent.act": ("its policy", 6),
