@@ -239,6 +239,7 @@ def is_done(row: str, contender: str, command: str, seed: int) -> bool:
 
 def run_all(folder: Path, rows: list[str], seeds: list[int] | None) -> None:
     sys.path.insert(0, str(HERE))
+    import torch
     from speed import code, machine
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -251,7 +252,10 @@ def run_all(folder: Path, rows: list[str], seeds: list[int] | None) -> None:
         for contender, command in ROWS[row].items():
             job = row, contender, command, seed
             if (seeds or seed <= number_of_seeds(row, contender)) and not is_done(*job):
-                jobs.append(job)
+                if contender != "bfloat16" or torch.cpu._is_avx512_bf16_supported():
+                    jobs.append(job)
+                else:
+                    print(f"{row}, {contender}, seed {seed}: not run, this processor would take float32", flush=True)
     free, failed = queue.SimpleQueue(), []
     for core in all_cores:
         free.put({core})

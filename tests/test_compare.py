@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import tyro
 from matplotlib.figure import Figure
 
@@ -383,6 +384,16 @@ class TestRunAll:
         assert self.run(tmp_path, monkeypatch, again) == first
         monkeypatch.setitem(compare.ROWS["MountainCar-v0"], "recipe", "ppo.py --env-id MountainCar-v0")
         assert self.run(tmp_path, monkeypatch, again)["return"] == 2
+
+    @pytest.mark.parametrize("is_there", [True, False])
+    def test_bfloat16_is_what_it_says(self, is_there, tmp_path, monkeypatch, capsys):
+        """Where a processor has none, the script would take float32."""
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: is_there)
+        monkeypatch.setitem(compare.ROWS["MountainCar-v0"], "bfloat16", "ppo_atari.py")
+        self.run(tmp_path, monkeypatch, measured)
+        rows = compare.json.loads((tmp_path / "compare.json").read_text())["rows"]["MountainCar-v0"]
+        assert ("bfloat16" in rows) == is_there
+        assert ("bfloat16, seed 3: not run" in capsys.readouterr().out) != is_there
 
     def test_what_another_process_has_done(self, tmp_path, monkeypatch):
         """Between the beginning and the turn of a run, it is not run again."""
