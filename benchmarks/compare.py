@@ -66,6 +66,7 @@ LUNAR += " --gamma 0.999 --gae-lambda 0.98 --norm-reward"
 DEFAULTS = "--num-envs 1 --num-steps 2048 --num-minibatches 32 --update-epochs 10 --learning-rate 3e-4 --ent-coef 0"
 RECIPE = "--num-envs 16 --num-steps 128 --num-minibatches 8 --learning-rate 1e-3"
 SLOWER, FARTHER = "recipe, learning rate 3e-4", "recipe, gamma 0.9999, lambda 0.98"  # where the recipe fails
+PATIENT = FARTHER.replace("recipe", "defaults")
 PONG = "--num-envs 16 --num-minibatches 8 --update-epochs 3 --learning-rate 1e-3 --clip-coef 0.2 --stop-return 18"
 HIDDEN = "--env-id examples.memory:CartPoleHidden-v0 --total-timesteps 500000"
 # row: {contender: command}
@@ -126,17 +127,18 @@ for task in (
         ROWS[task][SLOWER] = ROWS[task]["recipe"].replace("1e-3", "3e-4")
     if task == "Swimmer-v5":  # γ: Franceschetti et al., 2022, "Making Reinforcement Learning Work on Swimmer"
         ROWS[task][FARTHER] = f"{ROWS[task]['recipe']} --gamma 0.9999 --gae-lambda 0.98"
+        ROWS[task][PATIENT] = f"{ROWS[task]['defaults']} --gamma 0.9999 --gae-lambda 0.98"
 PIXELS = ("Pong", "Breakout", "BeamRider")
 FEW = 5  # fewer seeds have no interval
 FIGURE = ("CartPole-v1", "Acrobot-v1", "CartPoleHidden-v0")  # over seconds
 LINES = {PEER: "C7-", "same settings": "C0-", "defaults": "C0-", BESIDE["recipe"]: "C7:", "recipe": "C1-"}  # drawn
-LINES |= {"bfloat16": "C1-", SLOWER: "C2-", FARTHER: "C2-"}
+LINES |= {"bfloat16": "C1-", SLOWER: "C2-", FARTHER: "C2-", PATIENT: "C3-"}
 
 
 def number_of_seeds(row: str, contender: str) -> int:
     if row in PIXELS:
         return {PEER: 1, "same settings": 3, "bfloat16": 3}.get(contender, 2)
-    return 5 if contender in ("defaults", SLOWER, FARTHER) or row in ("Hopper-v5", "HalfCheetah-v5") else 10
+    return 5 if contender in ("defaults", SLOWER, FARTHER, PATIENT) or row in ("Hopper-v5", "HalfCheetah-v5") else 10
 
 
 def interpreter(folder: Path, side: str) -> str:
