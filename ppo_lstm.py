@@ -83,7 +83,7 @@ class Args:
     max_grad_norm: float = 0.5  # longer gradients are shortened to this norm
     target_kl: float | None = None  # end an iteration's epochs when the policy has moved this far; 0.015 is usual
     norm_obs: bool = True  # normalise observations by their running mean and deviation: for uneven or large ones
-    norm_reward: bool = True  # scale rewards by the deviation of discounted returns; else ppo_atari.py takes the sign
+    norm_reward: bool = True  # scale large rewards by the discounted return's deviation; ppo_atari.py: else their sign
 
     def __new__(cls, **given):  # which arguments were given: when a run is resumed, the others are as they were
         args = super().__new__(cls)
