@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # else PyTorch's idle threads spin on the cores that games need
 import ale_py  # noqa: F401 (registers its games)
 import gymnasium as gym
 import numpy as np
@@ -413,9 +414,8 @@ def train(args: Args) -> dict:
             obs[t + 1], reward, terminated[t], truncated[t], info = envs.step(actions[t])
             rewards[t], valid[t] = reward, ~ended  # right after an end, a step only resets: nothing is learned from it
             ended = terminated[t] | truncated[t]
-            remaining = np.where(info.get("_lives", True), info.get("lives", lives), lives)
-            terminated[t] |= remaining < lives  # an end, but only for learning (detail 16)
-            lives = remaining
+            before, lives = lives, np.where(info.get("_lives", True), info.get("lives", lives), lives)
+            terminated[t] |= lives < before  # an end, but only for learning (detail 16)
             masks[t + 1] = agent.masks(info, ended) if "action_mask" in info else agent.exists
             discounted_returns[t] = discounted_return = discounted_return * args.gamma + reward
             episode += reward, valid[t]  # its two rows: return and length

@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # else PyTorch's idle threads spin on the cores that games need
 import gymnasium as gym
 import numpy as np
 import torch

@@ -587,12 +587,12 @@ frame skip under the wrapper | atari | internal frame skip under the frame-skip 
 - film |= {"frameskip": 1,
 + film |= {"frameskip": 4,
 lives do not matter | atari | detail 16 | reference
-- terminated[t] |= remaining < lives
+- terminated[t] |= lives < before
 + pass
 a lost life ends the game | atari | detail 16: reported return of a life instead of a game
 | fork::test_a_lost_life_is_an_end_for_learning_only atari::TestLearningSignal
--             terminated[t] |= remaining < lives
-+             terminated[t] |= remaining < lives
+-             terminated[t] |= lives < before
++             terminated[t] |= lives < before
 +             ended |= terminated[t]
 lives that were not told | atari | detail 16: told by some only
 | fork::test_a_lost_life_is_an_end_for_learning_only atari::TestLearningSignal
@@ -1409,6 +1409,10 @@ memory goes back each time | pixels | freed memory is kept | procgen::test_memor
 memory is kept for ever | pixels | at the end, the process is as it was | procgen::test_memory_is_kept
 - at_end.callback(mallopt, option, usual * mallopt(option, value))
 + mallopt(option, value)
+idle threads spin | pixels | they leave the cores to the games
+| command_line::test_the_lone_file_trains procgen::test_evaluation
+- os.environ.setdefault("OMP_WAIT_POLICY", "passive")
++ pass
 levels below zero | procgen | a user's mistake is one line | procgen::TestMistakes
 - (0, 10**9) if "level"
 + (-1, 10**9) if "level"

@@ -116,12 +116,14 @@ def test_the_script_names_all_that_it_imports(script):
         ("ppo_atari.py", "ALE/Breakout-v5", 1024),
     ],
 )
-def test_the_lone_file_trains(script, env_id, steps, tmp_path):
+def test_the_lone_file_trains(script, env_id, steps, tmp_path, monkeypatch):
     """Copied into an empty folder: progress, the result, where things are, what to type next; that works as it is."""
     shutil.copy(ROOT / script, tmp_path)
+    monkeypatch.setenv("OMP_DISPLAY_ENV", "true")
     given = ("--total-timesteps", str(steps), "--update-epochs", "1")
     code, out, err = run("--env-id", env_id, *given, script=script, folder=tmp_path)
     assert code == 0 and "Traceback" not in err
+    assert ("OMP_WAIT_POLICY = 'PASSIVE'" in err) == (script == "ppo_atari.py")  # idle threads leave cores to the games
     assert f"{steps / 1000:.3g}k/{steps / 1000:.3g}k [" in err and "steps/s, return " in err
     (folder,) = (tmp_path / "runs").iterdir()
     assert out.startswith(f"Done: {steps:,} steps, mean return ")

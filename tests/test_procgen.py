@@ -1,6 +1,7 @@
 """What Procgen needs: its games by pip alone, levels, both networks, evaluation on levels never seen, films, memory."""
 
 import ctypes
+import os
 import re
 import runpy
 import subprocess
@@ -261,8 +262,9 @@ def run_dir(tmp_path_factory):
 
 def test_evaluation(run_dir):
     command = [sys.executable, str(ROOT / "ppo_procgen.py"), "--evaluate", str(run_dir), "--eval-episodes", "6"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, env=os.environ | {"OMP_DISPLAY_ENV": "true"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in done.stderr  # idle threads leave the cores to the games
     found = [[float(x) for x in re.findall(r"-?\d+\.\d+", line)] for line in done.stdout.splitlines()]
     args = ppo.load_checkpoint(run_dir)["args"]
     agent, _ = load(run_dir)

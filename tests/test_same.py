@@ -13,10 +13,10 @@ from conftest import ROOT
 
 SCRIPTS = {"ppo.py": 500, "ppo_continuous.py": 500, "ppo_atari.py": 540, "ppo_procgen.py": 540, "ppo_lstm.py": 540}
 PARENTS = {"ppo_procgen.py": "ppo_atari.py"}  # which script a variant was cut from; else ppo.py
-LIMIT = {"ppo_procgen.py": 101, "ppo_lstm.py": 106}  # changed lines against that, as diff counts them; else 90
+LIMIT = {"ppo_procgen.py": 100, "ppo_lstm.py": 106}  # changed lines against that, as diff counts them; else 90
 GAMES = "import ale_py  # noqa: F401 (registers its games)"
 ROOMS = "Args check_args make_envs RunningMeanStd Agent compute_gae ppo_loss load_checkpoint evaluate train"
-AT_THE_END = {"ppo_procgen.py": 7}  # changed lines there: evaluation on two sets of levels
+AT_THE_END = {"ppo_procgen.py": 7, "ppo_atari.py": 1}  # changed lines there: two sets of levels; idle threads
 # What each variant needs otherwise than its parent, in how many changed lines
 VARIANTS = {
     "ppo_continuous.py": {
@@ -41,7 +41,7 @@ VARIANTS = {
         "Agent.policy": ("frames are sent as bytes", 2),
         "Agent.numpy_policy": ("the CNN acts by itself", 6),
         "process_settings": ("all cores, memory for large layers", 5),
-        "train": ("devices, lives, signs of rewards, bytes, no statistics", 18),
+        "train": ("devices, lives, signs of rewards, bytes, no statistics", 17),
     },
     "ppo_procgen.py": {
         "Args": ("levels, networks, the paper's defaults", 26),
@@ -54,7 +54,7 @@ VARIANTS = {
         "Stage.__init__": ("the IMPALA network", 3),
         "Stage.forward": ("the IMPALA network", 4),
         "Agent.__init__": ("the choice of a network", 6),
-        "train": ("no lives, no signs of rewards, EnvPool's seed", 7),
+        "train": ("no lives, no signs of rewards, EnvPool's seed", 6),
     },
     "ppo_lstm.py": {
         "Args": ("the memory, defaults; nothing to compile", 13),
@@ -168,6 +168,7 @@ for name in {[script.removesuffix(".py") for script in SCRIPTS]}:
     assert before == state(), name
 """
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment["OMP_WAIT_POLICY"] = "passive"  # all that an import sets, and only where it is not set
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
