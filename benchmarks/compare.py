@@ -5,9 +5,10 @@
     python benchmarks/compare.py report                             # tables, and results/compare*.png, from the results
 
 `run` makes virtual environments of both sides in FOLDER, from pinned versions, and trains, one core and one thread for
-each run, a run on each core: ours and Stable-Baselines3 take turns, seed by seed. Rows with pixels have all cores,
-one run at a time. Each finished run is added to `results/compare.json`; what is there is not run again, unless its
-command has changed. A run that was stopped begins anew. One that failed is noted, counted, and tried again.
+each run, a run on each core: ours and Stable-Baselines3 take turns, seed by seed. Rows with pixels have all cores, one
+run at a time, unless it says *one core*. Each finished run is added to `results/compare.json`; what is there is not run
+again, unless its command has changed. A run that was stopped begins anew. One that failed is noted, counted, and tried
+again.
 
 *Same settings* are ours for both, not the defaults of Stable-Baselines3, on MuJoCo ours with `--compile`; `sb3.py` says
 what stays different. *Values not clipped* is the same without that, as is the default of Stable-Baselines3. *Recipe* is
@@ -49,6 +50,7 @@ HERE = Path(__file__).resolve().parent
 ROOT, RESULTS = HERE.parent, HERE / "results" / "compare.json"
 PEER = "Stable-Baselines3"
 UNCLIPPED = "values not clipped"
+ONE_CORE = "bfloat16, one core"
 BESIDE = {"same settings": PEER}  # who has the settings of ours
 BESIDE |= {contender: f"{PEER}, {contender}" for contender in (UNCLIPPED, "recipe")}
 VENVS = {  # what is installed for each side
@@ -100,7 +102,7 @@ ROWS = {
     "Pong": {
         PEER: f"sb3.py --env-id PongNoFrameskip-v4 --atari --total-timesteps 3000000 {PONG}",
         "same settings": f"ppo_atari.py --env-id PongNoFrameskip-v4 --total-timesteps 3000000 {PONG} --no-bf16",
-        "bfloat16": f"ppo_atari.py --env-id PongNoFrameskip-v4 --total-timesteps 3000000 {PONG}",
+        ONE_CORE: f"ppo_atari.py --env-id PongNoFrameskip-v4 --total-timesteps 3000000 {PONG}",
     },
     "Breakout": {"defaults": "ppo_atari.py --env-id BreakoutNoFrameskip-v4 --total-timesteps 1000000"},
     "BeamRider": {"defaults": "ppo_atari.py --env-id BeamRiderNoFrameskip-v4 --total-timesteps 1000000"},
@@ -128,17 +130,22 @@ for task in (
     if task == "Swimmer-v5":  # γ: Franceschetti et al., 2022, "Making Reinforcement Learning Work on Swimmer"
         ROWS[task][FARTHER] = f"{ROWS[task]['recipe']} --gamma 0.9999 --gae-lambda 0.98"
         ROWS[task][PATIENT] = f"{ROWS[task]['defaults']} --gamma 0.9999 --gae-lambda 0.98"
-PIXELS = ("Pong", "Breakout", "BeamRider")
+PIXELS = ("Pong", "Breakout", "BeamRider")  # with all cores, but for ONE_CORE
 FEW = 5  # fewer seeds have no interval
 FIGURE = ("CartPole-v1", "Acrobot-v1", "CartPoleHidden-v0")  # over seconds
 LINES = {PEER: "C7-", "same settings": "C0-", "defaults": "C0-", BESIDE["recipe"]: "C7:", "recipe": "C1-"}  # drawn
-LINES |= {"bfloat16": "C1-", SLOWER: "C2-", FARTHER: "C2-", PATIENT: "C3-"}
+LINES |= {ONE_CORE: "C1-", SLOWER: "C2-", FARTHER: "C2-", PATIENT: "C3-"}
 
 
 def number_of_seeds(row: str, contender: str) -> int:
     if row in PIXELS:
-        return {PEER: 1, "same settings": 3, "bfloat16": 3}.get(contender, 2)
+        return {PEER: 1, "same settings": 3, ONE_CORE: 3}.get(contender, 2)
     return 5 if contender in ("defaults", SLOWER, FARTHER, PATIENT) or row in ("Hopper-v5", "HalfCheetah-v5") else 10
+
+
+def takes_all(job: tuple[str, str, str, int]) -> bool:
+    """Whether a run has all cores."""
+    return job[0] in PIXELS and job[1] != ONE_CORE
 
 
 def interpreter(folder: Path, side: str) -> str:
@@ -254,7 +261,7 @@ def run_all(folder: Path, rows: list[str], seeds: list[int] | None) -> None:
         for contender, command in ROWS[row].items():
             job = row, contender, command, seed
             if (seeds or seed <= number_of_seeds(row, contender)) and not is_done(*job):
-                if contender != "bfloat16" or torch.cpu._is_avx512_bf16_supported():
+                if contender != ONE_CORE or torch.cpu._is_avx512_bf16_supported():
                     jobs.append(job)
                 else:
                     print(f"{row}, {contender}, seed {seed}: not run, this processor would take float32", flush=True)
@@ -264,7 +271,7 @@ def run_all(folder: Path, rows: list[str], seeds: list[int] | None) -> None:
 
     def work(job: tuple[str, str, str, int]) -> None:
         row, contender, command, seed = job
-        cores, commit = all_cores if row in PIXELS else free.get(), code()
+        cores, commit = all_cores if takes_all(job) else free.get(), code()
         try:
             if is_done(*job):  # by another process, in the meantime
                 return
@@ -274,15 +281,15 @@ def run_all(folder: Path, rows: list[str], seeds: list[int] | None) -> None:
             found = {"command": command, "failed": f"{type(error).__name__}: {error}"}
             failed.append(found)
         finally:
-            if row not in PIXELS:
+            if not takes_all(job):
                 free.put(cores)
         add(row, contender, seed, found)
         said = found.get("failed") or f"{found['return']} in {found['seconds']} s"
         print(f"{row}, {contender}, seed {seed}: {said}", flush=True)
 
-    for pixels, workers in ((False, len(all_cores)), (True, 1)):
+    for all_of_them, workers in ((False, len(all_cores)), (True, 1)):
         with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(work, [job for job in jobs if (job[0] in PIXELS) == pixels]))
+            list(pool.map(work, [job for job in jobs if takes_all(job) == all_of_them]))
     if failed:
         sys.exit(f"error: {len(failed)} of {len(jobs)} runs failed; they are tried again with the same command")
 

@@ -389,11 +389,11 @@ class TestRunAll:
     def test_bfloat16_is_what_it_says(self, is_there, tmp_path, monkeypatch, capsys):
         """Where a processor has none, the script would take float32."""
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: is_there)
-        monkeypatch.setitem(compare.ROWS["MountainCar-v0"], "bfloat16", "ppo_atari.py")
+        monkeypatch.setitem(compare.ROWS["MountainCar-v0"], compare.ONE_CORE, "ppo_atari.py")
         self.run(tmp_path, monkeypatch, measured)
         rows = compare.json.loads((tmp_path / "compare.json").read_text())["rows"]["MountainCar-v0"]
-        assert ("bfloat16" in rows) == is_there
-        assert ("bfloat16, seed 3: not run" in capsys.readouterr().out) != is_there
+        assert (compare.ONE_CORE in rows) == is_there
+        assert (f"{compare.ONE_CORE}, seed 3: not run" in capsys.readouterr().out) != is_there
 
     def test_what_another_process_has_done(self, tmp_path, monkeypatch):
         """Between the beginning and the turn of a run, it is not run again."""
