@@ -353,7 +353,7 @@ def measured(folder, command, seed, cores):
 class TestRunAll:
     """One run of `run_all`, of a recipe that has no peer, with `measure` as given."""
 
-    def run(self, folder, monkeypatch, measure, commits=("abc",) * 9):
+    def run(self, folder, monkeypatch, measure, commits=("abc",) * 9, rows=("MountainCar-v0",)):
         folder.mkdir(exist_ok=True)
         speed = types.SimpleNamespace(code=iter(commits).__next__, machine=lambda: {"cpu": "of tests"})
         monkeypatch.setitem(sys.modules, "speed", speed)
@@ -362,7 +362,7 @@ class TestRunAll:
         monkeypatch.setattr(compare, "measure", measure)
         monkeypatch.setattr(compare.signal, "signal", lambda *_: None)
         with suppress(SystemExit):
-            compare.run_all(folder, ["MountainCar-v0"], [3])
+            compare.run_all(folder, [*rows], [3])
         return compare.json.loads((folder / "compare.json").read_text())["rows"]["MountainCar-v0"]["recipe"]["3"]
 
     def test_of_which_commit(self, tmp_path, monkeypatch):
@@ -394,6 +394,17 @@ class TestRunAll:
         rows = compare.json.loads((tmp_path / "compare.json").read_text())["rows"]["MountainCar-v0"]
         assert (compare.ONE_CORE in rows) == is_there
         assert (f"{compare.ONE_CORE}, seed 3: not run" in capsys.readouterr().out) != is_there
+
+    def test_how_many_cores(self, tmp_path, monkeypatch):
+        """One for each run; all for pixels, but where one is said."""
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+        monkeypatch.setattr(compare.os, "sched_getaffinity", lambda _: {0, 1, 2})
+        recipe, pixels = compare.ROWS["MountainCar-v0"]["recipe"], {compare.PEER: "sb3.py", compare.ONE_CORE: "ppo.py"}
+        monkeypatch.setattr(compare, "ROWS", {"MountainCar-v0": {"recipe": recipe}, "Pong": pixels})
+        found = lambda *job: measured(*job) | {"return": len(job[3])}  # noqa: E731
+        assert self.run(tmp_path, monkeypatch, found, rows=compare.ROWS)["return"] == 1
+        rows = compare.json.loads((tmp_path / "compare.json").read_text())["rows"]["Pong"]
+        assert {name: runs["3"]["return"] for name, runs in rows.items()} == {compare.PEER: 3, compare.ONE_CORE: 1}
 
     def test_what_another_process_has_done(self, tmp_path, monkeypatch):
         """Between the beginning and the turn of a run, it is not run again."""
