@@ -163,6 +163,9 @@ def draw(groups: dict[tuple[str, str], list[Run]], path: Path) -> None:
                 drawn = np.isfinite(returns).all(axis=-1)
                 x, returns = x[drawn], returns[drawn]
                 label = "\n  ".join(labels[env_id, name]).replace("$", r"\$")
+                if not len(x):
+                    said = f"note: {env_id} {name}: no curve over {axis}: a run ended before another's first return"
+                    print(said, file=sys.stderr)
                 (line,) = axes.plot(x, interquartile_mean(returns), label=label)
                 if len(runs) > 1 and len(x):
                     axes.fill_between(x, *interval(returns), color=line.get_color(), alpha=0.2, linewidth=0)

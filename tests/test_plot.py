@@ -253,6 +253,18 @@ class TestProgram:
         assert "seed 2 has 50 steps only (unfinished?): curves end there" in unfinished
         assert "the same seed" in twice and "fewer than five seeds" in few
 
+    def test_a_curve_that_is_not_there(self, tmp_path):
+        """One seed compiled for so long that another was over when its first episode ended."""
+        for seed, start in ((1, 0), (2, 60)):
+            points = [(step, start + step / 10, 1.0) for step in range(10, 101, 10)]
+            log(tmp_path / str(seed), points, 0, {"env_id": "A-v0", "seed": seed, "exp_name": "x"})
+        result = program(*sorted(tmp_path.iterdir()))
+        assert result.returncode == 0 and "| x | 2 | 100 |" in result.stdout
+        assert result.stderr.splitlines() == [
+            "note: A-v0 x: fewer than five seeds: the interval is too narrow",
+            "note: A-v0 x: no curve over seconds: a run ended before another's first return",
+        ]
+
     @pytest.mark.parametrize("kind", ["absent", "other curves", "ending", "no ending"])
     def test_mistakes(self, kind, tmp_path):
         folder = tmp_path / "run"
