@@ -134,7 +134,7 @@ PIXELS = ("Pong", "Breakout", "BeamRider")  # with all cores, but for ONE_CORE
 FEW = 5  # fewer seeds have no interval
 FIGURE = ("CartPole-v1", "Acrobot-v1", "CartPoleHidden-v0")  # over seconds
 LINES = {PEER: "C7-", "same settings": "C0-", "defaults": "C0-", BESIDE["recipe"]: "C7:", "recipe": "C1-"}  # drawn
-LINES |= {ONE_CORE: "C1-", SLOWER: "C2-", FARTHER: "C2-", PATIENT: "C3-"}
+LINES |= {SLOWER: "C2-", FARTHER: "C2-", PATIENT: "C3-"}
 
 
 def number_of_seeds(row: str, contender: str) -> int:
