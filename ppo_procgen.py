@@ -65,7 +65,7 @@ class Args:
     eval_greedy: bool = False  # in evaluation and films, take the most probable action instead of a sample
     env_id: str = "BigfishEasy-v0"  # a game, Easy or Hard; `module:EnvId` imports a module that registers pixels
     vectorization: Literal["auto", "sync", "async", "vector_entry_point"] = "auto"  # async helps slow environments
-    num_levels: int = 200  # how many levels to train on, 0 is all; the fewer, the more can be learned by heart
+    num_levels: int = 200  # how many levels of Procgen, 0 is all; the fewer, the more can be learned by heart
     start_level: int = 0  # the first of these levels, unless they are all
     network: Literal["impala", "nature"] = "impala"  # nature is six times as fast on a CPU; Procgen's paper has impala
     bf16: bool = True  # compute features in bfloat16: half the time where hardware has it (a CPU's: without --compile)
@@ -135,7 +135,7 @@ def make_envs(args: Args, num_envs: int, video_folder: Path | None = None) -> gy
     record = [lambda env: gym.wrappers.RecordVideo(env, str(video_folder), lambda _: True)] if video_folder else []
     film = {"render_mode": "rgb_array", "wrappers": record} if video_folder else {}
     own = args.env_id in gym.registry or ":" in args.env_id.removeprefix("procgen:")
-    errors = (gym.error.Error, ImportError) + (() if own else (AssertionError, OSError))  # of EnvPool and of Qt
+    errors = (gym.error.Error, ImportError) + (() if own else (AssertionError, AttributeError, OSError))  # EnvPool, Qt
     try:
         envs = gym.make_vec(args.env_id, num_envs, mode, **film) if own else make_procgen(args, num_envs, video_folder)
     except errors as error:
@@ -529,12 +529,12 @@ if __name__ == "__main__":
     with process_settings():
         folder = Path("videos", Path(args.evaluate.removesuffix("checkpoint.pt")).name) if typed.capture_video else None
         results = evaluate(load(args.evaluate, args)[0], args, args.eval_episodes, folder)
-        more = args.eval_episodes if args.num_levels and "envpool" in sys.modules else 0  # if there are other levels
+        more = args.eval_episodes if args.num_levels and ":" not in args.env_id.removeprefix("procgen:") else 0
         unseen = evaluate(load(args.evaluate, args)[0], replace(args, num_levels=0), more)
     returns = [episode_return for episode_return, _ in results] or sys.exit("error: no episode was played to its end")
     print(f"{len(returns)} episodes: return {np.mean(returns):.2f} ± {np.std(returns):.2f}")
     if others := [episode_return for episode_return, _ in unseen]:
         gap, last = np.mean(returns) - np.mean(others), args.start_level + args.num_levels - 1
-        error = sum(np.var(x) / max(len(x) - 1, 1) for x in (returns, others)) ** 0.5
+        error = sum(np.var(x) / (len(x) - 1 or np.nan) for x in (returns, others)) ** 0.5
         print(f"{len(others)} episodes on all levels: return {np.mean(others):.2f} ± {np.std(others):.2f}")
         print(f"Generalisation gap, levels {args.start_level} to {last}: {gap:.2f} ± {error:.2f} (standard error)")
