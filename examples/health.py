@@ -76,7 +76,9 @@ def find(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[str]:
     check("losses/approx_kl", np.median, 0, 0.05, "", LESS)
     check("losses/clipfrac", np.median, 0, 0.4, "", LESS)
     check("losses/policy_std", lambda parts: parts[-1], 0, 2, "", "actions are ever more random: lower --ent-coef")
-    check(VARIANCE, max, 0.1, 1, "values explain nothing: --no-clip-vloss, --norm-reward, a larger --vf-coef", "")
+    dead = "" if learned else "; or no unit of the network answers any more: lower --learning-rate"
+    change = "values explain nothing: --no-clip-vloss, --norm-reward, a larger --vf-coef"
+    check(VARIANCE, max, 0.1, 1, change + dead, "")
     if not learned:
         falls = parts[0].mean() - parts[-1].mean() > 3 * noise * (1 / len(parts[0]) + 1 / len(parts[-1])) ** 0.5
         change = "no clear rise since the start: see the other lines; if there are none, rewards may be too rare"

@@ -93,7 +93,14 @@ def test_good(look, change):
             "losses/explained_variance",
             "-0.09",
             "0.1 to 1",
-            "--no-clip-vloss, --norm-reward",
+            "larger --vf-coef\n",
+        ),
+        (
+            FLAT | {"losses/explained_variance": 0.001 + 0 * NOISE},
+            "losses/explained_variance",
+            "0.001",
+            "0.1 to 1",
+            "or no unit of the network answers any more: lower --learning-rate\n",
         ),
         (
             {"losses/approx_kl": np.where(PROGRESS > 0.95, np.nan, GOOD["losses/approx_kl"])},
@@ -149,7 +156,8 @@ def test_bad(look, change, name, value, healthy, advice):
     flat = "charts/episodic_return" in change and name != "charts/episodic_return"  # which is a finding of its own
     assert (exit_code, errors, len(found)) == (1, [], 1 + flat)
     assert verdict == f"run: {1 + flat} to look at (100 iterations)"
-    assert found[0].startswith(f"  {name} is {value}") and f"(healthy: {healthy}" in found[0] and advice in found[0]
+    assert found[0].startswith(f"  {name} is {value}") and f"(healthy: {healthy}" in found[0]
+    assert advice in f"{found[0]}\n"
 
 
 def test_no_returns(look):
