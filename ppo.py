@@ -452,7 +452,7 @@ def train(args: Args) -> dict:
         if finished:
             metrics["charts/episodic_return"], metrics["charts/episodic_length"] = np.mean(finished, axis=0)
         episodes = (episodes + finished)[-100:]
-        mean_return = np.mean(episodes, axis=0)[0] if episodes else float("nan")
+        mean_return = np.mean(episodes, axis=0)[0].item() if episodes else float("nan")
         solved = args.stop_return is not None and len(episodes) == 100 and mean_return >= args.stop_return
         done = solved or stops or global_step == total_steps
         if RANK == 0:
@@ -478,7 +478,7 @@ def train(args: Args) -> dict:
     bar.close()
     if RANK == 0:
         call = f"\n  python {os.path.relpath(__file__)}"
-        more = "" if stops else " --stop-return None" if solved else f" --total-timesteps {2 * total_steps}"
+        more = f" --total-timesteps {2 * total_steps}" * (global_step == total_steps) + " --stop-return None" * solved
         print(f"{'Stopped' if stops else 'Done'}: {global_step:,} steps, mean return {mean_return:.2f}. Next:")
         print(f"  tensorboard --logdir runs{call} --evaluate {run_dir}{call} --resume {run_dir}{more}", flush=True)
     result = {"agent": agent, "run_dir": run_dir, "global_step": global_step, "episodes": episodes}

@@ -755,8 +755,8 @@ stop above the wanted return only | ppo | `stop_return` may be reached exactly |
 - mean_return >= args.stop_return
 + mean_return > args.stop_return
 stop by the last iteration | ppo | the mean return is of the last 100 episodes | train::TestStopping
-- np.mean(episodes, axis=0)[0] if episodes
-+ np.mean(finished or episodes, axis=0)[0] if episodes
+- np.mean(episodes, axis=0)[0].item() if episodes
++ np.mean(finished or episodes, axis=0)[0].item() if episodes
 99 episodes are enough | ppo | `stop_return` needs 100 episodes | train::TestStopping
 - len(episodes) == 100
 + len(episodes) >= 99
@@ -771,7 +771,7 @@ stop by the last iteration | ppo | the mean return is of the last 100 episodes |
 - len(episodes) == 100
 + len(episodes) == 101
 the median return | ppo | the mean return | train::TestStopping
-- np.mean(episodes, axis=0)[0] if episodes
+- np.mean(episodes, axis=0)[0].item() if episodes
 + np.median(episodes, axis=0)[0] if episodes
 no episode returned 0 | ppo | no mean of nothing | train::TestStopping
 - if episodes else float("nan")
@@ -1268,8 +1268,12 @@ a camera that is not there | continuous | films of models without one | continuo
 + 0
 what stopped a run stops it again | ppo | what is printed can be typed
 | command_line::test_what_is_printed_after_an_early_stop
-- " --stop-return None" if solved else
-+ "" if solved else
+- " --stop-return None" * solved
++ ""
+what is done goes on as it is | ppo | what is printed can be typed
+| command_line::test_what_is_printed_after_a_stop_at_the_end
+- (global_step == total_steps) + " --stop
++ (not solved) + " --stop
 the script's name alone | ppo | what is printed can be typed | command_line::test_an_environment_from_the_current_folder
 - os.path.relpath(__file__)
 + Path(__file__).name

@@ -175,6 +175,16 @@ def test_what_is_printed_after_an_early_stop():
     assert out.splitlines()[-1].endswith(" --total-timesteps 20480")
 
 
+def test_what_is_printed_after_a_stop_at_the_end():
+    """With the last iteration, the return is reached as well: more steps, and no return to stop at."""
+    _, out, _ = command("--stop-return", 0)
+    steps = int(out.split()[1].replace(",", ""))
+    code, out, err = command("--stop-return", 0, "--total-timesteps", steps)
+    assert code == 0 and out.startswith(f"Done: {steps:,} steps"), err
+    code, out, err = command(*out.splitlines()[-1].split()[2:])
+    assert code == 0 and out.startswith(f"Done: {2 * steps:,} steps"), err
+
+
 def test_a_terminal_of_80_columns_gets_one_line(tmp_path):
     """That is drawn anew, and never wider."""
     parent, child = pty.openpty()

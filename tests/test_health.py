@@ -87,6 +87,7 @@ def test_good(look, change):
     (
         ({"losses/approx_kl": 0.08 + 0 * NOISE}, "losses/approx_kl", "0.08", "0 to 0.05", "lower --learning-rate"),
         ({"losses/clipfrac": 0.5 + 0 * NOISE}, "losses/clipfrac", "0.5", "0 to 0.4", "lower --learning-rate"),
+        ({"losses/approx_kl": -1e-8 + 0 * NOISE}, "losses/approx_kl", "-1e-08", "1e-05 or", "raise --learning-rate"),
         ({"losses/approx_kl": 1e-8 + 0 * NOISE}, "losses/approx_kl", "1e-08", "1e-05 or", "raise --learning-rate"),
         (
             {"losses/explained_variance": 0.01 * NOISE.clip(-1, 1) - 0.1},
