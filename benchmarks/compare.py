@@ -5,10 +5,10 @@
     python benchmarks/compare.py report                             # tables, and results/compare*.png, from the results
 
 `run` makes virtual environments of both sides in FOLDER, from pinned versions, and trains, one core and one thread for
-each run, a run on each core: ours and Stable-Baselines3 take turns, seed by seed. Rows with pixels have all cores, one
-run at a time, unless it says *one core*. Each finished run is added to `results/compare.json`; what is there is not run
-again, unless its command has changed. A run that was stopped begins anew. One that failed is noted, counted, and tried
-again.
+each run, a run on each core: ours and Stable-Baselines3 take turns, seed by seed. Pong has all cores, one run at a time
+and after all others, unless it says *one core*. Each finished run is added to `results/compare.json`; what is there is
+not run again, unless its command has changed. A run that was stopped begins anew. One that failed is noted, counted,
+and tried again.
 
 *Same settings* are ours for both, not the defaults of Stable-Baselines3, on MuJoCo ours with `--compile`; `sb3.py` says
 what stays different. *Values not clipped* is the same without that, as is the default of Stable-Baselines3. *Recipe* is
@@ -130,7 +130,7 @@ for task in (
     if task == "Swimmer-v5":  # γ: Franceschetti et al., 2022, "Making Reinforcement Learning Work on Swimmer"
         ROWS[task][FARTHER] = f"{ROWS[task]['recipe']} --gamma 0.9999 --gae-lambda 0.98"
         ROWS[task][PATIENT] = f"{ROWS[task]['defaults']} --gamma 0.9999 --gae-lambda 0.98"
-PIXELS = ("Pong", "Breakout", "BeamRider")  # with all cores, but for ONE_CORE
+PIXELS = ("Pong", "Breakout", "BeamRider")
 FEW = 5  # fewer seeds have no interval
 FIGURE = ("CartPole-v1", "Acrobot-v1", "CartPoleHidden-v0")  # over seconds
 LINES = {PEER: "C7-", "same settings": "C0-", "defaults": "C0-", BESIDE["recipe"]: "C7:", "recipe": "C1-"}  # drawn
@@ -145,7 +145,7 @@ def number_of_seeds(row: str, contender: str) -> int:
 
 def takes_all(job: tuple[str, str, str, int]) -> bool:
     """Whether a run has all cores."""
-    return job[0] in PIXELS and job[1] != ONE_CORE
+    return job[0] == "Pong" and job[1] != ONE_CORE
 
 
 def interpreter(folder: Path, side: str) -> str:
@@ -413,7 +413,7 @@ def report() -> None:
             if min(len(scores), len(theirs)) >= FEW and "--stop-return" not in ROWS[row][contender]:
                 chance = estimates(scores, theirs, function=metrics.probability_of_improvement)
                 better = "{:.2f} ({:.2f} to {:.2f})".format(*chance)
-                pairs.setdefault(contender, []).append((scores, theirs))
+                pairs.setdefault(contender, {})[row] = scores, theirs
             if "--stop-return" in ROWS[row][contender]:
                 ends = [(run.seed, *(run.settings[x] for x in ("return", "steps", "seconds"))) for run in runs]
                 stops += [f"| {row} | {contender} | {n} | {r:.1f} | {x:,} | {s:,.0f} |" for n, r, x, s in ends]
@@ -442,6 +442,8 @@ def report() -> None:
     print(f"\n| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", *clocks, sep="\n")
     columns = ["task, to a return", "", "seed", "return", "steps", "seconds"]
     print(f"\n| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", *stops, sep="\n")
+    if UNCLIPPED in pairs:
+        pairs[f"same settings, {UNCLIPPED} where that was run too"] = pairs["same settings"] | pairs[UNCLIPPED]
     for contender, scores in pairs.items():
         if len(scores) == 1:  # said above
             continue
@@ -450,7 +452,7 @@ def report() -> None:
             tasks = zip(scores[::2], scores[1::2], strict=True)
             return statistics.mean(metrics.probability_of_improvement(*task) for task in tasks)
 
-        chance = estimates(*itertools.chain(*scores), function=mean_probability)
+        chance = estimates(*itertools.chain(*scores.values()), function=mean_probability)
         print(f"\n{contender}, mean over {len(scores)} tasks: better than SB3 with the same settings with probability")
         print("{:.2f} ({:.2f} to {:.2f})".format(*chance))
     print()

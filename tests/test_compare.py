@@ -246,6 +246,14 @@ class TestReport:
             f"Failed: {command}: RuntimeError: no" for command in commands
         ]
 
+    def test_odds_without_what_makes_the_difference(self, said):
+        """Where values are clipped on one row, and on another they were not, the mean is told with either."""
+        clipped = {compare.PEER: [1.0] * 5, self.SAME: [2.0] * 5}
+        tied = {compare.BESIDE[compare.UNCLIPPED]: [3.0] * 5, compare.UNCLIPPED: [3.0] * 5}
+        text, *_ = said(CartPole_v1=clipped | tied, Acrobot_v1=clipped)
+        with_both = text.split(f"{self.SAME}, mean over 2 tasks: ")[1].split(f"{self.SAME}, {compare.UNCLIPPED} ")
+        assert [part.split("\n")[1].split(" ")[0] for part in with_both] == ["1.00", "0.75"]
+
     def test_no_odds_where_runs_stop_at_a_return(self, said):
         """But where and when each of them ended."""
         pong = {compare.PEER: [1.0] * 5, self.SAME: [*[2.0] * 5, None]}
@@ -396,15 +404,17 @@ class TestRunAll:
         assert (f"{compare.ONE_CORE}, seed 3: not run" in capsys.readouterr().out) != is_there
 
     def test_how_many_cores(self, tmp_path, monkeypatch):
-        """One for each run; all for pixels, but where one is said."""
+        """One for each run; all for Pong, but where one is said."""
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
         monkeypatch.setattr(compare.os, "sched_getaffinity", lambda _: {0, 1, 2})
         recipe, pixels = compare.ROWS["MountainCar-v0"]["recipe"], {compare.PEER: "sb3.py", compare.ONE_CORE: "ppo.py"}
-        monkeypatch.setattr(compare, "ROWS", {"MountainCar-v0": {"recipe": recipe}, "Pong": pixels})
+        games = {"Pong": pixels, "Breakout": {"defaults": "ppo.py"}}
+        monkeypatch.setattr(compare, "ROWS", {"MountainCar-v0": {"recipe": recipe}} | games)
         found = lambda *job: measured(*job) | {"return": len(job[3])}  # noqa: E731
         assert self.run(tmp_path, monkeypatch, found, rows=compare.ROWS)["return"] == 1
-        rows = compare.json.loads((tmp_path / "compare.json").read_text())["rows"]["Pong"]
-        assert {name: runs["3"]["return"] for name, runs in rows.items()} == {compare.PEER: 3, compare.ONE_CORE: 1}
+        rows = compare.json.loads((tmp_path / "compare.json").read_text())["rows"]
+        cores = {name: runs["3"]["return"] for name, runs in (rows["Pong"] | rows["Breakout"]).items()}
+        assert cores == {compare.PEER: 3, compare.ONE_CORE: 1, "defaults": 1}
 
     def test_what_another_process_has_done(self, tmp_path, monkeypatch):
         """Between the beginning and the turn of a run, it is not run again."""
