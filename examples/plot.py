@@ -7,9 +7,10 @@
 Runs that differ in their seed alone are a group, with a color of its own. A line is the interquartile mean over the
 seeds of a group, a band its 95% interval by bootstrap over seeds (Agarwal et al., 2021, arXiv:2108.13264). The return
 of a run is the mean of its curve in the last twentieth of its steps. The last column of the table is how probable it is
-that a run of this group returns more than one of the first group in the same environment (Mann and Whitney's U). With
-few seeds, intervals are too narrow: those of normal returns hold the true mean in 50% of the cases with two seeds, 75%
-with three, 90% with five, 94% with ten.
+that a run of this group returns more than one of the first group in the same environment (Mann and Whitney's U), with
+an interval that has no width where all of one are above all of the other. With few seeds, intervals are too narrow:
+those of normal returns hold the true mean in 50% of the cases with two seeds, 75% with three, 90% with five, 94% with
+ten.
 
 Seconds are those of training: what passed between stopping and resuming a run is left out. Runs may be of any script
 whose curves have the names of docs/metrics.md: groups are told apart by args.json, or, where a run has none, by the
@@ -112,22 +113,21 @@ def interquartile_mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
     return stats.trim_mean(values, 0.25, axis=axis)
 
 
-def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95% interval of the interquartile mean over the last axis, the seeds; with one seed, there is none."""
-    from scipy import stats
-
-    if values.shape[-1] == 1:
-        return values[..., 0], values[..., 0]
-    options = {"method": "percentile", "n_resamples": 2000, "rng": np.random.default_rng(0)}
-    found = stats.bootstrap((values,), interquartile_mean, axis=-1, **options).confidence_interval
-    return found.low, found.high
-
-
-def improvement(values: np.ndarray, baseline: np.ndarray) -> float:
+def improvement(values: np.ndarray, baseline: np.ndarray, axis: int = -1) -> np.ndarray:
     """Probability that one of the values is larger than one of the baseline; equal ones count half."""
+    assert axis == -1, "the seeds are the last axis"
+    return ((1 + np.sign(values[..., :, None] - baseline[..., None, :])) / 2).mean((-2, -1))
+
+
+def interval(*values: np.ndarray, of=interquartile_mean) -> tuple[np.ndarray, np.ndarray]:
+    """95% interval of a statistic over the last axis, the seeds; with one seed, there is none."""
     from scipy import stats
 
-    return float(stats.mannwhitneyu(values, baseline).statistic / (len(values) * len(baseline)))
+    if min(x.shape[-1] for x in values) == 1:
+        return of(*values), of(*values)
+    options = {"method": "percentile", "n_resamples": 2000, "rng": np.random.default_rng(0)}
+    found = stats.bootstrap(values, of, axis=-1, **options).confidence_interval
+    return found.low, found.high
 
 
 def curves(runs: list[Run], axis: str) -> tuple[np.ndarray, np.ndarray]:
@@ -185,6 +185,8 @@ def table(groups: dict[tuple[str, str], list[Run]]) -> str:
         low, high = interval(results)
         steps, seconds = np.median([run.end or (run.steps[-1], run.seconds[-1]) for run in runs], axis=0)
         better = "" if baseline is results else f"{improvement(results, baseline):.2f}"
+        if better and min(len(results), len(baseline)) > 1:
+            better += " ({:.2f} to {:.2f})".format(*interval(results, baseline, of=improvement))
         spread = f"{low:.4g} to {high:.4g}" if len(runs) > 1 else ""
         shortest, note = min(runs, key=lambda run: run.steps[-1]), f"note: {env_id} {name}:"
         if shortest.steps[-1] < 0.95 * max(run.steps[-1] for run in runs):

@@ -183,6 +183,17 @@ class TestStatistics:
         assert plot.improvement(np.array([0.0, 1]), np.array([2.0, 3])) == 0
         assert plot.improvement(np.array([1.0, 2]), np.array([1.0, 0])) == (0.5 + 1 + 1 + 1) / 4
 
+    def test_interval_of_improvement(self):
+        """That of normal returns, half a deviation apart: the width of the U statistic's normal approximation."""
+        rng = np.random.default_rng(1)
+        ours, theirs = rng.normal(0.5, size=200), rng.normal(size=300)
+        low, high = plot.interval(ours, theirs, of=plot.improvement)
+        wins = (np.sign(ours[:, None] - theirs) + 1) / 2
+        error = np.sqrt(wins.mean(1).var() / 200 + wins.mean(0).var() / 300)
+        assert (high - low) / (2 * 1.96 * error) == pytest.approx(1, rel=0.08)  # 90% would be 0.84, one side alone 0.7
+        assert low < plot.improvement(ours, theirs) < high
+        assert plot.interval(ours[:1], theirs, of=plot.improvement)[0] == wins[0].mean()  # one seed has none
+
     def test_curves(self):
         """A hundred points up to where the shortest run ends, each the mean over the twentieth before it."""
         runs = [make_run(range(1, 401)), make_run(range(1001, 1201))]
@@ -231,7 +242,7 @@ class TestProgram:
         rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in result.stdout.splitlines()[2:4]]
         assert [row[:5] + row[6:] for row in rows] == [
             ["A-v0", "x gamma=0.9", "5", "1,000", "93", "100", "10", ""],
-            ["A-v0", "x gamma=0.99", "5", "1,000", "102", "100", "10", "1.00"],
+            ["A-v0", "x gamma=0.99", "5", "1,000", "102", "100", "10", "1.00 (1.00 to 1.00)"],
         ]
         low, high = map(float, rows[0][5].split(" to "))
         assert 91 <= low < 93 < high <= 95
