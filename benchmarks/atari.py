@@ -12,6 +12,7 @@ product. Each figure is the median over rounds, in turns; the share is the media
 
 import argparse
 import json
+import os
 import shlex
 import statistics
 import subprocess
@@ -19,6 +20,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the script, which sets it before PyTorch is imported
 import torch
 from ceilings import Learner, emulators, frames_buffer, seconds_per_call
 from speed import HERE, machine, steady_speed
@@ -84,7 +86,9 @@ def main() -> None:
         args, command, rows = ppo.Args(num_envs=num_envs, **options), f"--num-envs {num_envs}{flags}", {}
         count = iterations or max(24, 200_000 // (num_envs * args.num_steps) * (device.type == "cuda"))
         for _ in range(rounds):
-            found = parts(args, device) | {"the whole iteration": whole(args, command, count)}
+            with ppo.process_settings():
+                found = parts(args, device)
+            found["the whole iteration"] = whole(args, command, count)
             for name, value in found.items():
                 rows.setdefault(name, []).append(value)
             print({name: f"{value:,.4g}" for name, value in found.items()}, flush=True)

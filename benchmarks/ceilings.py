@@ -31,6 +31,7 @@ import sys
 import time
 from collections.abc import Callable
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the script, which sets it before PyTorch is imported
 import gymnasium as gym
 import numpy as np
 import torch
