@@ -84,6 +84,7 @@ class Args:
     target_kl: float | None = None  # end an iteration's epochs when the policy has moved this far; 0.015 is usual
     norm_obs: bool = True  # normalise observations by their running mean and deviation: for uneven or large ones
     norm_reward: bool = True  # scale large rewards by the discounted return's deviation; ppo_atari.py: else their sign
+    init_std: float = 1.0  # first standard deviation of actions, from 0.001: less explores less; HalfCheetah likes 0.4
 
     def __new__(cls, **given):  # which arguments were given: when a run is resumed, the others are as they were
         args = super().__new__(cls)
@@ -114,15 +115,16 @@ def make_envs(args: Args, num_envs: int, video_folder: Path | None = None) -> gy
     record = [lambda env: gym.wrappers.RecordVideo(env, str(video_folder), lambda _: True)] if video_folder else []
     film = {"render_mode": "rgb_array", "wrappers": record} if video_folder else {}
     os.environ |= {"MUJOCO_GL": "egl"} | os.environ if film and sys.platform == "linux" else {}  # without a display
-    errors = (gym.error.Error, ImportError) + ((AssertionError,) if mode == "envpool" else ())
     try:
         if mode == "envpool":
             gym.logger.min_level = gym.logger.ERROR  # not to hear of float32 bounds
+            if args.env_id not in __import__("envpool").list_all_envs():
+                raise gym.error.NameNotFound("not in envpool.list_all_envs()")
             envs = __import__("envpool").make_gymnasium(args.env_id, num_envs=num_envs, seed=args.seed % 2**31)
             envs.reset = lambda envs=envs, **seed: type(envs).reset(envs)  # EnvPool's takes no seed
         else:
             envs = gym.make_vec(args.env_id, num_envs, mode, **film)
-    except errors as error:
+    except (gym.error.Error, ImportError) as error:
         sys.exit(f"error: --env-id {args.env_id}: {error} (your own: module:EnvId; an Atari game: ppo_atari.py)")
     actions, obs = envs.single_action_space, envs.single_observation_space
     fits = isinstance(actions, gym.spaces.Box) and np.issubdtype(actions.dtype, np.floating)
@@ -174,7 +176,7 @@ class Agent(nn.Module):
         outputs = int(np.prod(space.shape))  # policy and value have networks of their own (details 13 and 26)
         self.actor = nn.Sequential(linear(*shape, 64), nn.Tanh(), linear(64, 64), nn.Tanh(), linear(64, outputs, 0.01))
         self.critic = nn.Sequential(linear(*shape, 64), nn.Tanh(), linear(64, 64), nn.Tanh(), linear(64, 1, 1.0))
-        self.log_std = nn.Parameter(torch.zeros(outputs))  # the same for all observations (detail 24)
+        self.log_std = nn.Parameter(torch.full((outputs,), args.init_std).clamp(1e-3).log())  # (detail 24)
 
     def network(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Observations (M, O) → the policy's outputs, and values (M,). Acting and learning share it: change it here."""

@@ -306,7 +306,7 @@ DEFAULTS = {
 }
 CONTINUOUS = {"env_id": "HalfCheetah-v5", "total_timesteps": 1_000_000, "num_envs": 1, "num_steps": 2048}
 CONTINUOUS |= {"learning_rate": 3e-4, "num_minibatches": 32, "update_epochs": 10, "ent_coef": 0.0}
-CONTINUOUS |= {"norm_obs": True, "norm_reward": True}
+CONTINUOUS |= {"norm_obs": True, "norm_reward": True, "init_std": 1.0}
 ATARI = {"env_id": "ALE/Breakout-v5", "total_timesteps": 10_000_000, "num_envs": 8, "clip_coef": 0.1}
 ATARI |= {"repeat_action_probability": 0.0, "bf16": True}
 # Those of Cobbe et al. (2020, arXiv:1912.01588), section 2 and appendix; 25 million steps are for easy games

@@ -71,6 +71,9 @@ class TestPolicy:
             torch.testing.assert_close(weight @ weight.T, gain**2 * torch.eye(len(weight)), atol=1e-8, rtol=1e-4)
         assert isinstance(agent.log_std, nn.Parameter)
         assert agent.log_std.tolist() == [0.0] * 6
+        for init_std, first in ((0.25, 0.25), (2, 2.0), (0.0, 0.001)):
+            agent = make_agent(ppo, 7, Box(-1, 1, (2, 3)), init_std=init_std)
+            assert agent.log_std.exp().tolist() == pytest.approx([first] * 6)
         shapes = [tuple(layer.weight.shape) for layer in (*agent.actor[::2], *agent.critic[::2])]
         assert shapes == [(64, 7), (64, 64), (6, 64), (64, 7), (64, 64), (1, 64)]
         assert not {id(p) for p in agent.actor.parameters()} & {id(p) for p in agent.critic.parameters()}
@@ -337,7 +340,7 @@ MISTAKES = {
     "images": ({"env_id": "CarRacing-v3"}, "ppo_atari.py (3D, uint8)"),
     "old version": ({"env_id": "Hopper-v1"}, "--env-id Hopper-v1"),
     "minibatches": ({"num_minibatches": 33}, "num_minibatches must cut num_envs"),
-    "not in EnvPool": ({"env_id": "worlds:Continuous", "vectorization": "envpool"}, "is not supported"),
+    "not in EnvPool": ({"env_id": "worlds:Continuous", "vectorization": "envpool"}, "not in envpool.list"),
     "discrete in EnvPool": ({"env_id": "CartPole-v1", "vectorization": "envpool"}, "has Discrete(2)"),
 }
 

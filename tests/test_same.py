@@ -20,8 +20,8 @@ AT_THE_END = {"ppo_procgen.py": 7, "ppo_atari.py": 1}  # changed lines there: tw
 # What each variant needs otherwise than its parent, in how many changed lines
 VARIANTS = {
     "ppo_continuous.py": {
-        "Args": ("defaults", 22),
-        "make_envs": ("EnvPool, MuJoCo's films, bounds of actions", 19),
+        "Args": ("defaults, its deviation", 23),
+        "make_envs": ("EnvPool, MuJoCo's films, bounds of actions", 18),
         "Agent.__init__": ("its policy", 5),
         "Agent.forward": ("its policy", 6),
         "Agent.act": ("its policy", 6),
