@@ -93,6 +93,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--clip-coef", type=float, default=0.2)
     parser.add_argument("--norm-obs", action="store_true")
     parser.add_argument("--norm-reward", action="store_true")
+    parser.add_argument("--init-std", type=float, default=1.0)
     parser.add_argument("--atari", action="store_true", help="its wrappers, four frames, and its CNN")
     parser.add_argument("--lstm", action="store_true", help="RecurrentPPO: LSTMs of 128 units for policy and value")
     parser.add_argument("--threads", type=int, help="PyTorch's threads; its own choice if not given")
@@ -134,7 +135,7 @@ def main() -> None:
         max_grad_norm=0.5,
         seed=args.seed,
         device="cpu",
-        policy_kwargs=kwargs,
+        policy_kwargs=kwargs | {"log_std_init": float(np.log(args.init_std))},
     )
     clock = Clock(args.log, args.stop_return)
     model.learn(total, callback=clock)
