@@ -145,7 +145,8 @@ LINES |= {SLOWER: "C2-", FARTHER: "C2-", PATIENT: "C3-", BESIDE[QUIETER]: "C2:",
 def number_of_seeds(row: str, contender: str) -> int:
     if row in PIXELS:
         return {PEER: 1, "same settings": 3, ONE_CORE: 3}.get(contender, 2)
-    return 5 if contender in ("defaults", SLOWER, FARTHER, PATIENT, QUIETER) or row in ("Hopper-v5", "HalfCheetah-v5") else 10
+    five = contender in ("defaults", SLOWER, FARTHER, PATIENT, QUIETER) or row in ("Hopper-v5", "HalfCheetah-v5")
+    return 5 if five else 10
 
 
 def takes_all(job: tuple[str, str, str, int]) -> bool:
