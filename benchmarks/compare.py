@@ -511,7 +511,7 @@ def draw(record: dict) -> None:
             axes.grid(alpha=0.2)
             if max((len(x.get_label()) for x in axes.lines), default=0) > 30:  # room for a wide legend above all curves
                 low, high = axes.get_ylim()
-                axes.set_ylim(top=high + 0.4 * (high - low))
+                axes.set_ylim(top=high + 0.15 * len(axes.lines) * (high - low))
             if axes.lines:
                 axes.legend(**({"loc": "lower right"} if axis == "seconds" else {"loc": "best", "fontsize": "small"}))
         suffix = "" if axis == "seconds" else "_steps"
