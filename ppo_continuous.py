@@ -176,7 +176,7 @@ class Agent(nn.Module):
         outputs = int(np.prod(space.shape))  # policy and value have networks of their own (details 13 and 26)
         self.actor = nn.Sequential(linear(*shape, 64), nn.Tanh(), linear(64, 64), nn.Tanh(), linear(64, outputs, 0.01))
         self.critic = nn.Sequential(linear(*shape, 64), nn.Tanh(), linear(64, 64), nn.Tanh(), linear(64, 1, 1.0))
-        self.log_std = nn.Parameter(torch.full((outputs,), args.init_std).clamp(1e-3).log())  # (detail 24)
+        self.log_std = nn.Parameter(torch.full((outputs,), args.init_std).clamp(1e-3).log())  # one for all (detail 24)
 
     def network(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Observations (M, O) → the policy's outputs, and values (M,). Acting and learning share it: change it here."""
