@@ -86,6 +86,7 @@ class Args:
     vf_coef: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # longer gradients are shortened to this norm
     target_kl: float | None = None  # end an iteration's epochs when the policy has moved this far; 0.015 is usual
+    norm_obs: bool = False  # scale vectors to mean 0 and deviation 1, over the run; centre each frame of pixels at 0
     norm_reward: bool = False  # scale large rewards by the discounted return's deviation; ppo_atari.py: else their sign
 
     def __new__(cls, **given):  # which arguments were given: when a run is resumed, the others are as they were
@@ -183,10 +184,11 @@ class Agent(nn.Module):
         self.bf16 = args.bf16 and (torch.cpu._is_avx512_bf16_supported(), torch.cuda.is_bf16_supported(False))
         convs = nn.Conv2d(min(shape), 32, 8, 4), nn.Conv2d(32, 64, 4, 2), nn.Conv2d(64, 64, 3)  # Mnih et al., 2015
         layers = [layer for conv in convs for layer in (conv, nn.ReLU())]
-        side, inputs, width = 84, 64 * 7 * 7, 512
+        side, inputs, width, gain = 84, 64 * 7 * 7, 512, 2**0.5
         resize = nn.Identity() if sorted(shape)[1:] == [side, side] else nn.AdaptiveAvgPool2d(side)
+        resize = nn.Sequential(resize, nn.InstanceNorm2d(min(shape), eps=1)) if args.norm_obs else resize  # unscaled
         for conv in [x for layer in layers for x in layer.modules() if isinstance(x, nn.Conv2d)]:
-            nn.init.orthogonal_(conv.weight, 2**0.5)
+            nn.init.orthogonal_(conv.weight, gain)
             nn.init.zeros_(conv.bias)
         self.trunk = nn.Sequential(resize, *layers, nn.Flatten(), linear(inputs, width), nn.ReLU())
         self.actor, self.critic = linear(width, self.exists.size, 0.01), linear(width, 1, 1.0)  # one trunk (detail 21)

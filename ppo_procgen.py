@@ -200,12 +200,12 @@ class Agent(nn.Module):
         self.bf16 = args.bf16 and (torch.cpu._is_avx512_bf16_supported(), torch.cuda.is_bf16_supported(False))
         convs = nn.Conv2d(min(shape), 32, 8, 4), nn.Conv2d(32, 64, 4, 2), nn.Conv2d(64, 64, 3)  # Mnih et al., 2015
         layers = [layer for conv in convs for layer in (conv, nn.ReLU())]
-        side, inputs, width = 64, 64 * 4 * 4, 512
+        side, inputs, width, gain = 64, 64 * 4 * 4, 512, 1.0 if args.network == "impala" else 2**0.5  # sums grow anyway
         resize = nn.Identity() if sorted(shape)[1:] == [side, side] else nn.AdaptiveAvgPool2d(side)
         if args.network == "impala":
             inputs, width, layers = 32 * 8 * 8, 256, [Stage(min(shape), 16), Stage(16, 32), Stage(32, 32), nn.ReLU()]
         for conv in [x for layer in layers for x in layer.modules() if isinstance(x, nn.Conv2d)]:
-            nn.init.orthogonal_(conv.weight, 1.0 if args.network == "impala" else 2**0.5)  # residual sums grow anyway
+            nn.init.orthogonal_(conv.weight, gain)
             nn.init.zeros_(conv.bias)
         self.trunk = nn.Sequential(resize, *layers, nn.Flatten(), linear(inputs, width), nn.ReLU())
         self.actor, self.critic = linear(width, self.exists.size, 0.01), linear(width, 1, 1.0)  # one trunk (detail 21)

@@ -167,7 +167,7 @@ weights not orthogonal | all | detail 2
 - nn.init.orthogonal_(layer.weight, gain)
 + nn.init.xavier_uniform_(layer.weight, gain)
 convolutions not orthogonal | atari | detail 2 | atari::TestNetworks
-- nn.init.orthogonal_(conv.weight, 2**0.5)
+- nn.init.orthogonal_(conv.weight, gain)
 + pass
 hidden gain 1 | ppo | detail 2: √2 in hidden layers | agent
 - gain: float = 2**0.5
@@ -646,6 +646,18 @@ another kernel | atari | detail 21: the Nature CNN | reference
 bytes as they are | atari | detail 22: divided by 255 | reference
 - .div_(255)) for x in
 + ) for x in
+frames as they are | atari | `--norm-obs` | reference
+- if args.norm_obs else resize
++ if args.norm_obs is None else resize
+a stack of frames as one | atari | `--norm-obs`: each frame by its own | reference
+- nn.InstanceNorm2d(min(shape), eps=1)
++ nn.GroupNorm(1, min(shape), eps=1, affine=False)
+frames by statistics of the run | atari | `--norm-obs`: no history | atari::TestNetworks reference
+- nn.InstanceNorm2d(min(shape), eps=1)
++ nn.InstanceNorm2d(min(shape), eps=1, track_running_stats=True)
+frames scaled | atari | `--norm-obs`: frames keep their contrast | atari::TestNetworks reference
+- nn.InstanceNorm2d(min(shape), eps=1)
++ nn.InstanceNorm2d(min(shape))
 bfloat16 by what another device can | atari | in hardware, where the network computes | atari::TestPrecision
 - self.bf16 and self.bf16[obs.is_cuda]
 + self.bf16 and any(self.bf16)
@@ -1356,7 +1368,7 @@ IMPALA's convolutions with gain √2 | procgen | detail 2: features of size 1 | 
 - 1.0 if args.network == "impala" else 2**0.5
 + 2**0.5
 convolutions of PyTorch's | procgen | detail 2 | procgen::TestNetworks
-- nn.init.orthogonal_(conv.weight, 1.0 if args.network == "impala" else 2**0.5)
+- nn.init.orthogonal_(conv.weight, gain)
 + pass
 no first residual | procgen | the IMPALA network | procgen::TestNetworks
 - x = x + self.convs[2]

@@ -219,9 +219,17 @@ class Learner:
         self.ended = self.discounted = self.lives = None
 
     def normalise(self, obs):
-        """By mean and deviation of what was seen in earlier iterations (details 28 and 29); at first, by 0 and 1."""
-        if not getattr(self.args, "norm_obs", False):
-            return obs.astype(np.float64)
+        """By mean and deviation of what was seen in earlier iterations (details 28 and 29); at first, by 0 and 1.
+
+        Pixels are divided by 255 (detail 22), and with it each frame's mean is taken off; 1 is so far above
+        their variance that they are hardly scaled.
+        """
+        obs = obs / 255 if self.pixels else obs.astype(np.float64)
+        if not self.args.norm_obs:
+            return obs
+        if self.pixels:
+            mean, variance = obs.mean((2, 3), keepdims=True), obs.var((2, 3), keepdims=True)
+            return (obs - mean) / np.sqrt(variance + 1)
         seen = np.array(self.all_obs, np.float64)
         mean, variance = (seen.mean(0), seen.var(0)) if len(seen) else (0, 1)
         return np.clip((obs - mean) / np.sqrt(variance + 1e-8), -10, 10)
@@ -239,7 +247,7 @@ class Learner:
 
     def outputs(self, obs):
         """What the policy's network gives, and the value."""
-        features = forward(self.trunk, obs / 255 if self.pixels else obs, self.params)
+        features = forward(self.trunk, obs, self.params)
         return forward(self.actor, features, self.params), forward(self.critic, features, self.params)[0]
 
     def backward(self, to_outputs, to_value, grads):

@@ -254,6 +254,28 @@ class TestNetworks:
         torch.testing.assert_close(outputs, agent.actor(features), atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(values, agent.critic(features).squeeze(-1), atol=1e-4, rtol=1e-4)
 
+    @pytest.mark.parametrize("shape", [(4, 84, 84), (84, 84, 3), (3, 100, 84)])
+    def test_centred_frames(self, shape):
+        """With --norm-obs, each frame of a stack by itself: its brightness does not matter, but its contrast does."""
+        agent, plain = make_agent(shape, norm_obs=True, bf16=False), make_agent(shape, bf16=False)
+        assert {*agent.state_dict()} == {*plain.state_dict()}  # it has nothing to remember
+        frames = torch.randint(0, 100, (2, *shape), dtype=torch.uint8)
+        frame = frames.movedim(1 + shape.index(min(shape)), 1)[:, 0]  # a view
+        values, others = agent.network(frames)[1], plain.network(frames)[1]
+        seen = []
+        for each in (agent, plain):
+            each.trunk[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        frame += 100
+        torch.testing.assert_close(agent.network(frames)[1], values, atol=1e-5, rtol=1e-4)
+        assert (plain.network(frames)[1] - others).abs().max() > 0.01
+        centred, expected = seen
+        expected = expected - expected.mean((2, 3), keepdim=True)
+        assert centred.mean((2, 3)).abs().max() < 1e-5
+        torch.testing.assert_close(centred, expected, atol=0.01, rtol=0.1)
+        frame[:] = 0  # as before a game's first frames
+        agent.eval()
+        assert not agent.trunk[0](frames.movedim(1 + shape.index(min(shape)), 1) / 255)[:, 0].any()
+
     @pytest.mark.parametrize("shape", [(3, 64, 64), (1, 84, 84), (3, 210, 160), (4, 10, 10), (2, 5, 7), (3, 84, 100)])
     def test_any_size_and_both_orders(self, shape):
         frames = torch.randint(0, 256, (2, *shape), dtype=torch.uint8)

@@ -323,7 +323,7 @@ OTHER_DEFAULTS |= {"ppo_procgen": PROCGEN, "ppo_lstm": LSTM}
 def test_defaults(script):
     """All of them: those that the field knows, with which results are compared."""
     expected = DEFAULTS | {"exp_name": script} | OTHER_DEFAULTS[script]
-    if script in ("ppo_atari", "ppo_procgen"):
+    if script == "ppo_procgen":
         del expected["norm_obs"]
     if script == "ppo_lstm":
         del expected["compile"]

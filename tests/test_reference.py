@@ -108,7 +108,7 @@ def test_continuous(changes, transcript):
     replay(Learner(run[2], args, Gaussians()), *run)
 
 
-@pytest.mark.parametrize("changes", [{}, {"norm_reward": True}])
+@pytest.mark.parametrize("changes", [{}, {"norm_reward": True}, {"norm_obs": True}])
 def test_atari(changes, transcript):
     small = {"num_steps": 4, "total_timesteps": 64, "learning_rate": 2.5e-4}
     args, *run = transcript(ppo_atari, env_id="worlds:Arcade", bf16=False, **small, **changes)

@@ -31,12 +31,12 @@ VARIANTS = {
         "train": ("masks, EnvPool's seed, the standard deviation", 14),
     },
     "ppo_atari.py": {
-        "Args": ("defaults, the games' randomness, precision; frames need no statistics", 11),
+        "Args": ("defaults, the games' randomness, precision", 10),
         "check_args": ("the games' randomness", 2),
         "FireReset": ("games that can be filmed", 1),
         "FireReset.reset": ("games that can be filmed", 3),
         "make_envs": ("games by their names, their preprocessing", 13),
-        "Agent.__init__": ("the Nature CNN", 15),
+        "Agent.__init__": ("the Nature CNN", 16),
         "Agent.network": ("the Nature CNN", 6),
         "Agent.policy": ("frames are sent as bytes", 2),
         "Agent.numpy_policy": ("the CNN acts by itself", 6),
@@ -44,7 +44,7 @@ VARIANTS = {
         "train": ("devices, lives, signs of rewards, bytes, no statistics", 17),
     },
     "ppo_procgen.py": {
-        "Args": ("levels, networks, the paper's defaults", 26),
+        "Args": ("levels, networks, the paper's defaults", 27),
         "check_args": ("levels", 3),
         "FireReset": ("Atari's", 1),
         "FireReset.reset": ("Atari's", 3),
@@ -53,7 +53,7 @@ VARIANTS = {
         "Stage": ("the IMPALA network", 1),
         "Stage.__init__": ("the IMPALA network", 3),
         "Stage.forward": ("the IMPALA network", 4),
-        "Agent.__init__": ("the choice of a network", 6),
+        "Agent.__init__": ("the choice of a network", 5),
         "train": ("no lives, no signs of rewards, EnvPool's seed", 6),
     },
     "ppo_lstm.py": {
