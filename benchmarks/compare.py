@@ -50,7 +50,7 @@ HERE = Path(__file__).resolve().parent
 ROOT, RESULTS = HERE.parent, HERE / "results" / "compare.json"
 PEER = "Stable-Baselines3"
 UNCLIPPED = "values not clipped"
-ONE_CORE = "bfloat16, one core"
+ONE_CORE, CENTRED = "bfloat16, one core", "recipe, bfloat16"
 QUIETER = "recipe, first deviation 0.4"  # where that is better
 BESIDE = {"same settings": PEER}  # who has the settings of ours
 BESIDE |= {contender: f"{PEER}, {contender}" for contender in (UNCLIPPED, "recipe", QUIETER)}
@@ -104,6 +104,7 @@ ROWS = {
         PEER: f"sb3.py --env-id PongNoFrameskip-v4 --atari --total-timesteps 3000000 {PONG}",
         "same settings": f"ppo_atari.py --env-id PongNoFrameskip-v4 --total-timesteps 3000000 {PONG} --no-bf16",
         ONE_CORE: f"ppo_atari.py --env-id PongNoFrameskip-v4 --total-timesteps 3000000 {PONG}",
+        CENTRED: f"ppo_atari.py --env-id PongNoFrameskip-v4 --total-timesteps 1000000 {PONG} --gamma 0.97 --norm-obs",
     },
     "Breakout": {"defaults": "ppo_atari.py --env-id BreakoutNoFrameskip-v4 --total-timesteps 1000000"},
     "BeamRider": {"defaults": "ppo_atari.py --env-id BeamRiderNoFrameskip-v4 --total-timesteps 1000000"},
@@ -144,7 +145,7 @@ LINES |= {SLOWER: "C2-", FARTHER: "C2-", PATIENT: "C3-", BESIDE[QUIETER]: "C2:",
 
 def number_of_seeds(row: str, contender: str) -> int:
     if row in PIXELS:
-        return {PEER: 1, "same settings": 3, ONE_CORE: 3}.get(contender, 2)
+        return {PEER: 1, "same settings": 3, ONE_CORE: 3, CENTRED: 3}.get(contender, 2)
     five = contender in ("defaults", SLOWER, FARTHER, PATIENT, QUIETER) or row in ("Hopper-v5", "HalfCheetah-v5")
     return 5 if five else 10
 
@@ -267,7 +268,7 @@ def run_all(folder: Path, rows: list[str], seeds: list[int] | None) -> None:
         for contender, command in ROWS[row].items():
             job = row, contender, command, seed
             if (seeds or seed <= number_of_seeds(row, contender)) and not is_done(*job):
-                if contender != ONE_CORE or torch.cpu._is_avx512_bf16_supported():
+                if "bfloat16" not in contender or torch.cpu._is_avx512_bf16_supported():
                     jobs.append(job)
                 else:
                     print(f"{row}, {contender}, seed {seed}: not run, this processor would take float32", flush=True)
