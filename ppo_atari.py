@@ -86,7 +86,7 @@ class Args:
     vf_coef: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # longer gradients are shortened to this norm
     target_kl: float | None = None  # end an iteration's epochs when the policy has moved this far; 0.015 is usual
-    norm_obs: bool = False  # scale vectors to mean 0 and deviation 1, over the run; centre each frame of pixels at 0
+    norm_obs: bool = False  # scale vectors by running mean and deviation, if uneven or large; or centre each frame
     norm_reward: bool = False  # scale large rewards by the discounted return's deviation; ppo_atari.py: else their sign
 
     def __new__(cls, **given):  # which arguments were given: when a run is resumed, the others are as they were
@@ -186,7 +186,7 @@ class Agent(nn.Module):
         layers = [layer for conv in convs for layer in (conv, nn.ReLU())]
         side, inputs, width, gain = 84, 64 * 7 * 7, 512, 2**0.5
         resize = nn.Identity() if sorted(shape)[1:] == [side, side] else nn.AdaptiveAvgPool2d(side)
-        resize = nn.Sequential(resize, nn.InstanceNorm2d(min(shape), eps=1)) if args.norm_obs else resize  # unscaled
+        resize = nn.Sequential(resize, nn.InstanceNorm2d(min(shape), eps=1)) if args.norm_obs else resize  # scale ≈ 1
         for conv in [x for layer in layers for x in layer.modules() if isinstance(x, nn.Conv2d)]:
             nn.init.orthogonal_(conv.weight, gain)
             nn.init.zeros_(conv.bias)

@@ -646,7 +646,7 @@ another kernel | atari | detail 21: the Nature CNN | reference
 bytes as they are | atari | detail 22: divided by 255 | reference
 - .div_(255)) for x in
 + ) for x in
-frames as they are | atari | `--norm-obs` | reference
+frames as they are | atari | `--norm-obs` | atari::TestNetworks reference
 - if args.norm_obs else resize
 + if args.norm_obs is None else resize
 a stack of frames as one | atari | `--norm-obs`: each frame by its own | reference

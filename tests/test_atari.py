@@ -302,8 +302,9 @@ class TestPrecision:
         }
         return batch
 
-    def test_gradients_are_those_of_float32_but_for_rounding(self):
-        agent = make_agent()
+    @pytest.mark.parametrize("centred", [False, True])
+    def test_gradients_are_those_of_float32_but_for_rounding(self, centred):
+        agent = make_agent(norm_obs=centred)
         nn.init.orthogonal_(agent.actor.weight)
         batch, gradients, losses = self.batch(agent), [], []
         for agent.bf16 in (False, [True]):
@@ -426,7 +427,7 @@ class TestRuns:
     @torch._dynamo.config.patch(error_on_recompile=True)
     def test_compiled(self):
         """Acting and learning, to rounding; and each is compiled once."""
-        settings = {"env_id": "worlds:Pixel2", "bf16": False, **SMALL, "anneal_clip": True}
+        settings = {"env_id": "worlds:Pixel2", "bf16": False, **SMALL, "anneal_clip": True, "norm_obs": True}
         torch.compiler.reset()  # what other tests compiled
         start, plain, compiled = (
             parameters(train(**settings | changes)) for changes in ({"learning_rate": 0.0}, {}, {"compile": True})

@@ -397,24 +397,28 @@ class TestRunAll:
     def test_bfloat16_is_what_it_says(self, is_there, tmp_path, monkeypatch, capsys):
         """Where a processor has none, the script would take float32."""
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: is_there)
-        monkeypatch.setitem(compare.ROWS["MountainCar-v0"], compare.ONE_CORE, "ppo_atari.py")
+        both = compare.ONE_CORE, compare.CENTRED
+        for contender in both:
+            monkeypatch.setitem(compare.ROWS["MountainCar-v0"], contender, "ppo_atari.py")
         self.run(tmp_path, monkeypatch, measured)
         rows = compare.json.loads((tmp_path / "compare.json").read_text())["rows"]["MountainCar-v0"]
-        assert (compare.ONE_CORE in rows) == is_there
-        assert (f"{compare.ONE_CORE}, seed 3: not run" in capsys.readouterr().out) != is_there
+        said = capsys.readouterr().out
+        assert [contender in rows for contender in both] == [is_there] * 2
+        assert [f"{contender}, seed 3: not run" in said for contender in both] == [not is_there] * 2
 
     def test_how_many_cores(self, tmp_path, monkeypatch):
         """One for each run; all for Pong, but where one is said."""
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
         monkeypatch.setattr(compare.os, "sched_getaffinity", lambda _: {0, 1, 2})
         recipe, pixels = compare.ROWS["MountainCar-v0"]["recipe"], {compare.PEER: "sb3.py", compare.ONE_CORE: "ppo.py"}
+        pixels[compare.CENTRED] = "ppo.py"
         games = {"Pong": pixels, "Breakout": {"defaults": "ppo.py"}}
         monkeypatch.setattr(compare, "ROWS", {"MountainCar-v0": {"recipe": recipe}} | games)
         found = lambda *job: measured(*job) | {"return": len(job[3])}  # noqa: E731
         assert self.run(tmp_path, monkeypatch, found, rows=compare.ROWS)["return"] == 1
         rows = compare.json.loads((tmp_path / "compare.json").read_text())["rows"]
         cores = {name: runs["3"]["return"] for name, runs in (rows["Pong"] | rows["Breakout"]).items()}
-        assert cores == {compare.PEER: 3, compare.ONE_CORE: 1, "defaults": 1}
+        assert cores == {compare.PEER: 3, compare.ONE_CORE: 1, compare.CENTRED: 3, "defaults": 1}
 
     def test_what_another_process_has_done(self, tmp_path, monkeypatch):
         """Between the beginning and the turn of a run, it is not run again."""

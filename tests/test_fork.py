@@ -975,7 +975,7 @@ class AnyNetwork(Learner):
 
     def normalise(self, obs):
         """The network does that itself, vectors by the statistics of earlier iterations."""
-        if hasattr(self.agent, "obs_stats") and self.args.norm_obs:
+        if hasattr(self.agent, "obs_stats") and getattr(self.args, "norm_obs", False):
             seen = np.array(self.all_obs, np.float64)
             mean, variance = (
                 (seen.mean(0), seen.var(0)) if len(seen) else (np.zeros(obs.shape[1]), np.ones(obs.shape[1]))
