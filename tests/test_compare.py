@@ -361,7 +361,7 @@ def measured(folder, command, seed, cores):
 class TestRunAll:
     """One run of `run_all`, of a recipe that has no peer, with `measure` as given."""
 
-    def run(self, folder, monkeypatch, measure, commits=("abc",) * 9, rows=("MountainCar-v0",)):
+    def run(self, folder, monkeypatch, measure, commits=("abc",) * 99, rows=("MountainCar-v0",)):
         folder.mkdir(exist_ok=True)
         speed = types.SimpleNamespace(code=iter(commits).__next__, machine=lambda: {"cpu": "of tests"})
         monkeypatch.setitem(sys.modules, "speed", speed)
