@@ -82,7 +82,7 @@ class Args:
     vf_coef: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # longer gradients are shortened to this norm
     target_kl: float | None = None  # end an iteration's epochs when the policy has moved this far; 0.015 is usual
-    norm_obs: bool = False  # scale vectors by running mean and deviation, if uneven or large; or centre each frame
+    norm_obs: bool = False  # scale uneven or large vectors by running mean and deviation; ppo_atari.py: centre frames
     norm_reward: bool = False  # scale large rewards by the discounted return's deviation; ppo_atari.py: else their sign
 
     def __new__(cls, **given):  # which arguments were given: when a run is resumed, the others are as they were

@@ -76,7 +76,7 @@ def find(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[str]:
     check("losses/approx_kl", lambda parts: max(np.median(parts), 0), 0, 0.05, "", LESS)  # rounding can go below
     check("losses/clipfrac", np.median, 0, 0.4, "", LESS)
     check("losses/policy_std", lambda parts: parts[-1], 0, 2, "", "actions are ever more random: lower --ent-coef")
-    dead = "" if learned else "; or no unit of the network answers any more: lower --learning-rate (pixels: --norm-obs)"
+    dead = "" if learned else "; or no unit of the network answers any more: lower --learning-rate (Atari: --norm-obs)"
     change = "values explain nothing: --no-clip-vloss, --norm-reward, a larger --vf-coef"
     check(VARIANCE, max, 0.1, 1, change + dead, "")
     if not learned:

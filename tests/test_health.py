@@ -101,7 +101,7 @@ def test_good(look, change):
             "losses/explained_variance",
             "0.001",
             "0.1 to 1",
-            "or no unit of the network answers any more: lower --learning-rate (pixels: --norm-obs)\n",
+            "or no unit of the network answers any more: lower --learning-rate (Atari: --norm-obs)\n",
         ),
         (
             {"losses/approx_kl": np.where(PROGRESS > 0.95, np.nan, GOOD["losses/approx_kl"])},
