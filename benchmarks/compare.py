@@ -71,7 +71,6 @@ RECIPE = "--num-envs 16 --num-steps 128 --num-minibatches 8 --learning-rate 1e-3
 SLOWER, FARTHER = "recipe, learning rate 3e-4", "recipe, gamma 0.9999, lambda 0.98"  # where the recipe fails
 PATIENT = FARTHER.replace("recipe", "defaults")
 PONG = "--num-envs 16 --num-minibatches 8 --update-epochs 3 --learning-rate 1e-3 --clip-coef 0.2 --stop-return 18"
-SCORES = "--gamma 0.98 --ent-coef 0.03 --norm-obs"  # at Pong, and sooner
 HIDDEN = "--env-id examples.memory:CartPoleHidden-v0 --total-timesteps 500000"
 # row: {contender: command}
 ROWS = {
@@ -105,7 +104,7 @@ ROWS = {
         PEER: f"sb3.py --env-id PongNoFrameskip-v4 --atari --total-timesteps 3000000 {PONG}",
         "same settings": f"ppo_atari.py --env-id PongNoFrameskip-v4 --total-timesteps 3000000 {PONG} --no-bf16",
         ONE_CORE: f"ppo_atari.py --env-id PongNoFrameskip-v4 --total-timesteps 3000000 {PONG}",
-        CENTRED: f"ppo_atari.py --env-id PongNoFrameskip-v4 --total-timesteps 800000 {PONG} {SCORES}",
+        CENTRED: f"ppo_atari.py --env-id PongNoFrameskip-v4 --total-timesteps 800000 {PONG} --gamma 0.98 --norm-obs",
     },
     "Breakout": {"defaults": "ppo_atari.py --env-id BreakoutNoFrameskip-v4 --total-timesteps 1000000"},
     "BeamRider": {"defaults": "ppo_atari.py --env-id BeamRiderNoFrameskip-v4 --total-timesteps 1000000"},
