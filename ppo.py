@@ -239,9 +239,8 @@ def ppo_loss(agent: Agent, batch: dict, left: torch.Tensor, args: Args) -> tuple
         advantages = advantages - advantages @ weights
         advantages = advantages / ((advantages**2 @ weights).sqrt() + 1e-8)
     logprob, entropy, value = agent(batch)
-    # Policy: the clipped surrogate objective (detail 8); `left`, from 1 to 0, is the share of the run to come
-    clip_coef = args.clip_coef * (left if args.anneal_clip else 1)  # detail a
-    log_ratio = logprob - batch["logprobs"]
+    clip_coef = args.clip_coef * (left if args.anneal_clip else 1)  # detail a; `left` of the run: from 1 to 0
+    log_ratio = logprob - batch["logprobs"]  # policy: the clipped surrogate objective (detail 8)
     ratio = log_ratio.exp()
     policy_loss = torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip_coef, 1 + clip_coef)) @ weights
     # Value: squared error, of the worse of the plain and the clipped estimate (detail 9)

@@ -286,9 +286,9 @@ class TestForks:
         script, seen = forks["auxiliary"], []
         plain_loss = script.ppo_loss
 
-        def record(agent, batch, clip_coef, args):
-            seen.append((plain_loss(agent, batch, clip_coef, args), batch))
-            without, _ = plain_loss(agent, batch, clip_coef, dataclasses.replace(args, aux_coef=0.0))
+        def record(agent, batch, left, args):
+            seen.append((plain_loss(agent, batch, left, args), batch))
+            without, _ = plain_loss(agent, batch, left, dataclasses.replace(args, aux_coef=0.0))
             loss, diagnostics = seen[-1][0]
             assert loss.item() == pytest.approx((without + args.aux_coef * diagnostics["aux_loss"]).item(), rel=1e-5)
             return loss, diagnostics

@@ -65,6 +65,22 @@ def test_the_surrogate_is_the_lower_one(ratio, advantage, surrogate):
     assert got["policy_loss"].item() == pytest.approx(-surrogate, rel=1e-5)
 
 
+def test_the_clip_range_and_the_bonus_fall_with_what_is_left():
+    """To nothing, each if it is asked for (detail a)."""
+    agent, batch = by_hand()
+    weights = {"norm_adv": False, "vf_coef": 0.25}
+    for left in (1.0, 0.5, 0.0):
+        for anneal_clip, anneal_ent in ((False, False), (True, False), (False, True), (True, True)):
+            args = Args(clip_coef=0.4, ent_coef=0.2, anneal_clip=anneal_clip, anneal_ent=anneal_ent, **weights)
+            loss, got = ppo_loss(agent, batch, torch.tensor(left), args)
+            now = {"clip_coef": 0.4 * left if anneal_clip else 0.4, "ent_coef": 0.2 * left if anneal_ent else 0.2}
+            expected, others = ppo_loss(agent, batch, torch.tensor(1.0), Args(**now, **weights))
+            assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+            assert {name: x.item() for name, x in got.items()} == pytest.approx(
+                {k: x.item() for k, x in others.items()}
+            )
+
+
 def test_plain_value_loss():
     agent, batch = by_hand()
     _, got = ppo_loss(agent, batch, 1.0, Args(clip_vloss=False, clip_coef=0.3))
@@ -196,7 +212,14 @@ def test_compiled_and_eager_updates_agree(monkeypatch):
     monkeypatch.setattr(torch, "compile", record)
     for compiled in (False, True):
         result = ppo.train(
-            Args(env_id="worlds:Masked", total_timesteps=192, num_steps=16, anneal_clip=True, compile=compiled)
+            Args(
+                env_id="worlds:Masked",
+                total_timesteps=192,
+                num_steps=16,
+                anneal_clip=True,
+                anneal_ent=True,
+                compile=compiled,
+            )
         )
         runs.append(torch.cat([param.flatten() for param in result["agent"].parameters()]))
     assert compute_gradient in compiled_functions
