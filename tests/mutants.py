@@ -752,8 +752,8 @@ speed of an iteration over the time of all | ppo | steps per second since the se
 - (global_step - saved["global_step"]) / (time
 + batch_size / (time
 the clock begins anew in each iteration | ppo | steps per second since the session began | checkpoint::TestResuming
--         left = 1 - global_step / total_steps
-+         left, start_time = 1 - global_step / total_steps, time.time()
+-         left = torch.full((), 1 - global_step / total_steps, device=device)
++         left, start_time = torch.full((), 1 - global_step / total_steps, device=device), time.time()
 speed of one process | ppo | steps per second of all processes | parallel::TestWatched
 - (global_step - saved["global_step"]) / (time
 + (global_step - saved["global_step"]) / WORLD_SIZE / (time
@@ -865,8 +865,8 @@ Adam forgets | ppo | a checkpoint holds the optimizer | checkpoint::TestResuming
 - load_checkpoint(args.resume, **stateful)
 + load_checkpoint(args.resume, agent=agent)
 schedules begin anew | ppo | resuming with the learning rate of a new run | checkpoint::TestResuming
-- left = 1 - global_step / total_steps
-+ left = 1 - (global_step - saved["global_step"]) / total_steps
+- 1 - global_step / total_steps, device
++ 1 - (global_step - saved["global_step"]) / total_steps, device
 counters begin anew | ppo | resuming with the counters of a new run | checkpoint::TestResuming
 - global_step, episodes = saved["global_step"], saved["episodes"]
 + global_step, episodes = 0, saved["episodes"]

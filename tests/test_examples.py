@@ -36,7 +36,7 @@ def behaviour(agent, env_id, index, steps=500):
     return np.mean(sizes[50:])
 
 
-QUICK = {"num_envs": 32, "num_steps": 64, "learning_rate": 3e-3, "total_timesteps": 80_000, "ent_coef": 0.0}
+QUICK = {"num_envs": 32, "num_steps": 64, "learning_rate": 3e-3, "total_timesteps": 160_000, "ent_coef": 0.0}
 
 
 @pytest.fixture(scope="module")
