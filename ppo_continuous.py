@@ -79,6 +79,7 @@ class Args:
     anneal_clip: bool = False  # lower the clip range linearly to zero over the run
     clip_vloss: bool = True  # clip the change of values by clip_coef too; switch it off where returns are large
     ent_coef: float = 0.0  # weight of the entropy bonus: raise it when the policy settles too early, 0 is none
+    anneal_ent: bool = False  # lower the entropy bonus linearly to zero over the run: explore first, then settle
     vf_coef: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # longer gradients are shortened to this norm
     target_kl: float | None = None  # end an iteration's epochs when the policy has moved this far; 0.015 is usual
@@ -231,7 +232,7 @@ def all_mean(x: torch.Tensor) -> torch.Tensor:
     return x if WORLD_SIZE == 1 else x / WORLD_SIZE
 
 
-def ppo_loss(agent: Agent, batch: dict, clip_coef: torch.Tensor, args: Args) -> tuple[torch.Tensor, dict]:
+def ppo_loss(agent: Agent, batch: dict, left: torch.Tensor, args: Args) -> tuple[torch.Tensor, dict]:
     """Loss of a minibatch (detail 10), and its diagnostics (detail 12). `batch` has what `agent` takes, and (M,) each:
     valid (False where a step only reset), advantages, returns (value targets), logprobs and values of collecting."""
     weights = batch["valid"] / batch["valid"].sum().clamp(min=1)  # x @ weights is the mean of x over valid samples
@@ -240,8 +241,8 @@ def ppo_loss(agent: Agent, batch: dict, clip_coef: torch.Tensor, args: Args) -> 
         advantages = advantages - advantages @ weights
         advantages = advantages / ((advantages**2 @ weights).sqrt() + 1e-8)
     logprob, entropy, value = agent(batch)
-    # Policy: the clipped surrogate objective (detail 8)
-    log_ratio = logprob - batch["logprobs"]
+    clip_coef = args.clip_coef * (left if args.anneal_clip else 1)  # detail a; `left` of the run: from 1 to 0
+    log_ratio = logprob - batch["logprobs"]  # policy: the clipped surrogate objective (detail 8)
     ratio = log_ratio.exp()
     policy_loss = torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip_coef, 1 + clip_coef)) @ weights
     # Value: squared error, of the worse of the plain and the clipped estimate (detail 9)
@@ -251,7 +252,7 @@ def ppo_loss(agent: Agent, batch: dict, clip_coef: torch.Tensor, args: Args) -> 
         squared_error = torch.max(squared_error, (clipped_value - batch["returns"]) ** 2)
     value_loss = 0.5 * (squared_error @ weights)
     entropy = entropy @ weights
-    loss = policy_loss - args.ent_coef * entropy + args.vf_coef * value_loss
+    loss = policy_loss - args.ent_coef * (left if args.anneal_ent else 1) * entropy + args.vf_coef * value_loss
     diagnostics = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
     # Both estimate KL(old || new) from the samples; the second has less variance (Schulman, 2020)
     diagnostics |= {"old_approx_kl": -log_ratio @ weights, "approx_kl": (ratio - 1 - log_ratio) @ weights}
@@ -259,9 +260,9 @@ def ppo_loss(agent: Agent, batch: dict, clip_coef: torch.Tensor, args: Args) -> 
     return loss, {name: x.detach() for name, x in diagnostics.items()}
 
 
-def compute_gradient(agent: Agent, params: list, batch: dict, clip_coef: torch.Tensor, args: Args) -> tuple:
+def compute_gradient(agent: Agent, params: list, batch: dict, left: torch.Tensor, args: Args) -> tuple:
     """The gradient of the loss in one vector, averaged over processes, then clipped (detail 11); and diagnostics."""
-    loss, diagnostics = ppo_loss(agent, batch, clip_coef, args)
+    loss, diagnostics = ppo_loss(agent, batch, left, args)
     gradient = all_mean(torch.cat([x.flatten() for x in torch.autograd.grad(loss, params, materialize_grads=True)]))
     diagnostics["grad_norm"] = gradient.norm()
     return gradient * (args.max_grad_norm / (diagnostics["grad_norm"] + 1e-6)).clamp(max=1), diagnostics
@@ -379,9 +380,8 @@ def train(args: Args) -> dict:
     bar = at_end.enter_context(tqdm(**progress, unit=" steps", unit_scale=1, disable=RANK > 0))  # in a file, each 10 s
 
     while not done:
-        left = 1 - global_step / total_steps
-        optimizer.param_groups[0]["lr"] = args.learning_rate * (left if args.anneal_lr else 1)  # detail 4
-        clip_coef = torch.full((), args.clip_coef * (left if args.anneal_clip else 1), device=device)  # detail a
+        left = torch.full((), 1 - global_step / total_steps, device=device)
+        optimizer.param_groups[0]["lr"] = args.learning_rate * (left.item() if args.anneal_lr else 1)  # detail 4
         torch.default_generator.manual_seed(hash((args.seed, global_step, RANK)))  # the same in a resumed run
         with suppress(Exception):  # act in NumPy if that gives `network`'s outputs, for these and far larger inputs
             agent.layers = [[x.detach().cpu().numpy() for x in layer.parameters()] for layer in agent.actor]
@@ -423,7 +423,7 @@ def train(args: Args) -> dict:
         for _ in range(args.update_epochs):
             for indices in torch.randperm(T * N).to(device).view(args.num_minibatches, -1):
                 minibatch = {name: x.index_select(0, indices) for name, x in batch.items()}
-                flat.grad, losses = gradient(agent, params, minibatch, clip_coef, args)
+                flat.grad, losses = gradient(agent, params, minibatch, left, args)
                 optimizer.step()
                 diagnostics.append(torch.stack([*losses.values()]))  # a copy: CUDA graphs reuse their memory
             approx_kl = torch.stack(diagnostics[-args.num_minibatches :]).mean(0)[[*losses].index("approx_kl")]

@@ -70,7 +70,7 @@ class Learner:
         else:
             self.flat = torch.zeros(sum(param.numel() for param in self.params), device=device)
         self.optimizer = torch.optim.Adam([self.flat], lr=0.0, eps=1e-5, fused=True)  # all rounds do the same
-        self.gradient, self.clip_coef = ppo.compute_gradient, torch.full((), args.clip_coef, device=device)
+        self.gradient, self.left = ppo.compute_gradient, torch.ones((), device=device)
         if args.compile:
             torch._dynamo.config.trace_autograd_ops = True
             options = (
@@ -88,12 +88,10 @@ class Learner:
             self.act = lambda x: acts[len(x)](torch.from_numpy(x).to(device, non_blocking=True))[0].cpu().numpy()
             graphs = []
 
-            def gradient(
-                agent: ppo.Agent, params: list, minibatch: dict, clip_coef: torch.Tensor, args: ppo.Args
-            ) -> tuple:
+            def gradient(agent: ppo.Agent, params: list, minibatch: dict, left: torch.Tensor, args: ppo.Args) -> tuple:
                 if not graphs:
                     sample = {name: x.clone() for name, x in minibatch.items()}
-                    graphs.append(graphed(lambda batch: compute(agent, params, batch, clip_coef, args), (sample,)))
+                    graphs.append(graphed(lambda batch: compute(agent, params, batch, left, args), (sample,)))
                 return graphs[0](minibatch)
 
             self.gradient = gradient
@@ -124,7 +122,7 @@ class Learner:
             order = torch.randperm(args.num_envs * args.num_steps).to(self.device).view(args.num_minibatches, -1)
             for indices in order:
                 minibatch = {name: x.index_select(0, indices) for name, x in self.batch.items()}
-                self.flat.grad, diagnosis = self.gradient(self.agent, self.params, minibatch, self.clip_coef, args)
+                self.flat.grad, diagnosis = self.gradient(self.agent, self.params, minibatch, self.left, args)
                 self.optimizer.step()
                 torch.stack([*diagnosis.values()])
 

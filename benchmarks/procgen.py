@@ -178,7 +178,7 @@ def parts(network: str, bf16: bool, keep: bool = True, repeats: int = 2, size: i
 
     with torch.no_grad():
         passed = seconds(lambda: agent(batch), repeats) / size
-    update = seconds(lambda: ppo.compute_gradient(agent, params, batch, torch.tensor(0.2), args), repeats) / size
+    update = seconds(lambda: ppo.compute_gradient(agent, params, batch, torch.tensor(1.0), args), repeats) / size
     acting = seconds(lambda: agent.act(frames), 5 * repeats) / 64
     settings.close()
     return {"acting": acting, "one pass": passed, "updates": args.update_epochs * update}

@@ -119,14 +119,14 @@ def games(request):
 
 @pytest.fixture
 def minibatches(monkeypatch):
-    """Records what each gradient was computed from: a list of (minibatch, clip_coef), and lets training go on."""
+    """Records what each gradient was computed from: (minibatch, share of the run that is left). Training goes on."""
     import ppo
 
     seen, compute_gradient = [], ppo.compute_gradient
 
-    def record(agent, params, batch, clip_coef, args):
-        seen.append(({name: tensor.clone() for name, tensor in batch.items()}, clip_coef))
-        return compute_gradient(agent, params, batch, clip_coef, args)
+    def record(agent, params, batch, left, args):
+        seen.append(({name: tensor.clone() for name, tensor in batch.items()}, left))
+        return compute_gradient(agent, params, batch, left, args)
 
     monkeypatch.setattr(ppo, "compute_gradient", record)
     return seen

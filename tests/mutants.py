@@ -94,8 +94,8 @@ value loss not halved | all | the value loss is half the mean squared error | re
 - value_loss = 0.5 * (squared_error @ weights)
 + value_loss = squared_error @ weights
 less entropy is better | all | detail 10: entropy with the wrong sign | reference
-- loss = policy_loss - args.ent_coef * entropy
-+ loss = policy_loss + args.ent_coef * entropy
+- loss = policy_loss - args.ent_coef
++ loss = policy_loss + args.ent_coef
 no value loss | ppo | detail 10 | loss
 - + args.vf_coef * value_loss
 + + 0 * value_loss
@@ -420,16 +420,19 @@ Adam's eps 1e-8 | all | detail 3 | reference
 - eps=1e-5
 + eps=1e-8
 the learning rate stays | ppo | detail 4 | train::TestUpdating
-- (left if args.anneal_lr else 1)
+- (left.item() if args.anneal_lr else 1)
 + 1
 annealed by the wrong counter | ppo | detail 4: learning rate annealed by the wrong counter | train::TestUpdating
-- left = 1 - global_step / total_steps
-+ left = 1 - global_step / args.num_envs / total_steps
+- 1 - global_step / total_steps, device
++ 1 - global_step / args.num_envs / total_steps, device
 annealed one iteration early | all | detail 4: from the full rate | reference
-- left = 1 - global_step / total_steps
-+ left = 1 - (global_step + batch_size) / total_steps
-the clip range stays | ppo | detail a | train::TestUpdating
+- 1 - global_step / total_steps, device
++ 1 - (global_step + batch_size) / total_steps, device
+the clip range stays | ppo | detail a | loss
 - (left if args.anneal_clip else 1)
++ 1
+the entropy bonus stays | ppo | it falls if asked | loss
+- (left if args.anneal_ent else 1)
 + 1
 no target KL | ppo | detail c | train::TestUpdating
 -                 break
@@ -749,8 +752,8 @@ speed of an iteration over the time of all | ppo | steps per second since the se
 - (global_step - saved["global_step"]) / (time
 + batch_size / (time
 the clock begins anew in each iteration | ppo | steps per second since the session began | checkpoint::TestResuming
--         left = 1 - global_step / total_steps
-+         left, start_time = 1 - global_step / total_steps, time.time()
+-         left = torch.full((), 1 - global_step / total_steps, device=device)
++         left, start_time = torch.full((), 1 - global_step / total_steps, device=device), time.time()
 speed of one process | ppo | steps per second of all processes | parallel::TestWatched
 - (global_step - saved["global_step"]) / (time
 + (global_step - saved["global_step"]) / WORLD_SIZE / (time
@@ -862,8 +865,8 @@ Adam forgets | ppo | a checkpoint holds the optimizer | checkpoint::TestResuming
 - load_checkpoint(args.resume, **stateful)
 + load_checkpoint(args.resume, agent=agent)
 schedules begin anew | ppo | resuming with the learning rate of a new run | checkpoint::TestResuming
-- left = 1 - global_step / total_steps
-+ left = 1 - (global_step - saved["global_step"]) / total_steps
+- 1 - global_step / total_steps, device
++ 1 - (global_step - saved["global_step"]) / total_steps, device
 counters begin anew | ppo | resuming with the counters of a new run | checkpoint::TestResuming
 - global_step, episodes = saved["global_step"], saved["episodes"]
 + global_step, episodes = 0, saved["episodes"]
@@ -1315,8 +1318,8 @@ CUDA against --no-cuda | ppo | `--no-cuda` wins | command_line::test_no_cuda_win
 - if args.cuda and args.device == "cuda" else "cpu"
 + if args.device == "cuda" else "cpu"
 compiled anew for each clip range | choices | compiled code is for any clip range | loss atari::TestRuns
-- clip_coef = torch.full((), args.clip_coef * (left if args.anneal_clip else 1), device=device)
-+ clip_coef = args.clip_coef * (left if args.anneal_clip else 1)
+- minibatch, left, args)
++ minibatch, left.item(), args)
 
 # Procgen
 another game | procgen | three names for one game | procgen::TestGames

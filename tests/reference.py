@@ -298,6 +298,7 @@ class Learner:
         left = 1 - self.iteration / num_iterations
         learning_rate = args.learning_rate * (left if args.anneal_lr else 1)
         clip_coef = args.clip_coef * (left if args.anneal_clip else 1)
+        self.ent_coef = args.ent_coef * (left if args.anneal_ent else 1)
         size = len(samples) // args.num_minibatches
         diagnostics = []
         for _ in range(args.update_epochs):
@@ -341,7 +342,7 @@ class Learner:
             to_value, value_loss = (0.0, clipped_error**2 / 2) if use_clipped else (error, error**2 / 2)
 
             # Total: L_policy - ent_coef * entropy + vf_coef * L_value (detail 10)
-            to_outputs = self.policy.gradient(outputs, sample, to_logprob / M, -args.ent_coef / M, params, grads)
+            to_outputs = self.policy.gradient(outputs, sample, to_logprob / M, -self.ent_coef / M, params, grads)
             self.backward(to_outputs, args.vf_coef * to_value / M, grads)
 
             values = -min(objective, clipped), value_loss, entropy, -math.log(ratio), ratio - 1 - math.log(ratio)

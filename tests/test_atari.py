@@ -308,7 +308,7 @@ class TestPrecision:
         nn.init.orthogonal_(agent.actor.weight)
         batch, gradients, losses = self.batch(agent), [], []
         for agent.bf16 in (False, [True]):
-            gradient, diagnostics = ppo.compute_gradient(agent, [*agent.parameters()], batch, 0.1, Args())
+            gradient, diagnostics = ppo.compute_gradient(agent, [*agent.parameters()], batch, 1.0, Args())
             assert gradient.dtype == torch.float32
             assert all(value.dtype == torch.float32 for value in diagnostics.values())
             gradients.append(gradient)

@@ -298,6 +298,7 @@ DEFAULTS = {
     "anneal_clip": False,
     "clip_vloss": True,
     "ent_coef": 0.01,
+    "anneal_ent": False,
     "vf_coef": 0.5,
     "max_grad_norm": 0.5,
     "target_kl": None,

@@ -152,7 +152,7 @@ class TestPolicy:
             batch |= {"logprobs": logprob + 0.3 * noise[0], "values": value + 0.3 * noise[1], "advantages": noise[2]}
             batch |= {"returns": value + noise[3], "valid": noise[4] < 1}
             params = list(agent.parameters())
-            loss, _ = ppo.ppo_loss(agent, batch, 0.2, Args(ent_coef=0.1))
+            loss, _ = ppo.ppo_loss(agent, batch, 1.0, Args(ent_coef=0.1))
             gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, params)])
             flat = nn.utils.parameters_to_vector(params).detach()
             nn.utils.vector_to_parameters(flat, params)
@@ -161,7 +161,7 @@ class TestPolicy:
                 for step in (1e-6, -2e-6):
                     with torch.no_grad():
                         flat += step * direction
-                        losses.append(ppo.ppo_loss(agent, batch, 0.2, Args(ent_coef=0.1))[0].item())
+                        losses.append(ppo.ppo_loss(agent, batch, 1.0, Args(ent_coef=0.1))[0].item())
                 flat += 1e-6 * direction
                 assert (losses[0] - losses[1]) / 2e-6 == pytest.approx((gradient @ direction).item(), abs=1e-6)
         finally:

@@ -36,7 +36,7 @@ def behaviour(agent, env_id, index, steps=500):
     return np.mean(sizes[50:])
 
 
-QUICK = {"num_envs": 32, "num_steps": 64, "learning_rate": 3e-3, "total_timesteps": 80_000, "ent_coef": 0.0}
+QUICK = {"num_envs": 32, "num_steps": 64, "learning_rate": 3e-3, "total_timesteps": 160_000, "ent_coef": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -286,9 +286,9 @@ class TestForks:
         script, seen = forks["auxiliary"], []
         plain_loss = script.ppo_loss
 
-        def record(agent, batch, clip_coef, args):
-            seen.append((plain_loss(agent, batch, clip_coef, args), batch))
-            without, _ = plain_loss(agent, batch, clip_coef, dataclasses.replace(args, aux_coef=0.0))
+        def record(agent, batch, left, args):
+            seen.append((plain_loss(agent, batch, left, args), batch))
+            without, _ = plain_loss(agent, batch, left, dataclasses.replace(args, aux_coef=0.0))
             loss, diagnostics = seen[-1][0]
             assert loss.item() == pytest.approx((without + args.aux_coef * diagnostics["aux_loss"]).item(), rel=1e-5)
             return loss, diagnostics

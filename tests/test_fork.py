@@ -127,12 +127,12 @@ def watch(fork, arguments, monkeypatch):
             seen.rollouts.append([np.array(x) for x in args])
             return gae(*args)
 
-        def record_gradient(agent, params, batch, clip_coef, *others):
+        def record_gradient(agent, params, batch, left, *others):
             seen.start = parameters(agent) if seen.start is None else seen.start
             seen.batches.append({name: x.clone() for name, x in batch.items()})
-            seen.clip_coefs.append(float(clip_coef))
+            seen.left.append(float(left))
             seen.params = params
-            seen.gradients.append(gradient(agent, params, batch, clip_coef, *others))
+            seen.gradients.append(gradient(agent, params, batch, left, *others))
             return seen.gradients[-1]
 
         def record_step(adam, *args):
@@ -144,7 +144,7 @@ def watch(fork, arguments, monkeypatch):
                 seen.rollouts = []
                 patch.setattr(fork, "compute_gae", record_gae)
             if gradient:
-                seen.batches, seen.clip_coefs, seen.gradients = [], [], []
+                seen.batches, seen.left, seen.gradients = [], [], []
                 patch.setattr(fork, "compute_gradient", record_gradient)
             patch.setattr(torch.optim.Adam, "step", record_step)
             seen.result = fork.train(arguments(world, **changes))
@@ -355,10 +355,14 @@ def test_the_learning_rate_falls_to_zero(watch):
 
 
 @proves("a")
-def test_the_clip_range_falls_to_zero(watch):
-    for anneal, left in ((True, [1.0, 0.8, 0.6, 0.4, 0.2]), (False, [1.0] * 5)):
-        seen = watch("counting", clip_coef=0.3, anneal_clip=anneal)
-        assert seen.clip_coefs == pytest.approx(np.repeat(left, 4) * 0.3)
+def test_the_clip_range_falls_to_zero(watch, by_hand):
+    """By what is left of the run, which the loss is told."""
+    assert watch("counting").left == pytest.approx(np.repeat([1.0, 0.8, 0.6, 0.4, 0.2], 4))
+    for left in (1.0, 0.5, 0.0):
+        fallen, steady = by_hand(left=left, anneal_clip=True), by_hand(clip_coef=0.3 * left, anneal_clip=False)
+        assert fallen.policy_loss == pytest.approx(steady.policy_loss, rel=1e-6)
+        assert fallen.value_loss == pytest.approx(steady.value_loss, rel=1e-6)
+        assert by_hand(left=left, anneal_clip=False).policy_loss == by_hand().policy_loss
 
 
 @proves("3")
@@ -398,7 +402,7 @@ def by_hand(fork, watch, arguments):
     seen = watch("counting", total_timesteps=24, num_minibatches=1, update_epochs=1)
     agent, forward = seen.agent, seen.agent.forward
 
-    def compute(logprob=(0.6, 0.2, 0.5, 99.0), batch=None, grad=False, clip_coef=0.3, **changes):
+    def compute(logprob=(0.6, 0.2, 0.5, 99.0), batch=None, grad=False, left=1.0, **changes):
         logprob = torch.tensor(logprob).log().requires_grad_(grad)
         outputs = logprob, torch.tensor([0.5, 0.7, 0.6, 99.0]), torch.tensor([1.0, 2.0, 3.0, 1e6])
         agent.forward = lambda batch: (*outputs, *forward(batch)[3:])
@@ -410,8 +414,8 @@ def by_hand(fork, watch, arguments):
             "valid": torch.tensor([True, True, True, False]),
         }
         used |= batch or {}
-        changes = {"norm_adv": False, "ent_coef": 0.0, "vf_coef": 0.0} | changes
-        loss, found = fork.ppo_loss(agent, used, torch.tensor(clip_coef), arguments("counting", **changes))
+        changes = {"clip_coef": 0.3, "norm_adv": False, "ent_coef": 0.0, "vf_coef": 0.0} | changes
+        loss, found = fork.ppo_loss(agent, used, torch.tensor(left), arguments("counting", **changes))
         return SimpleNamespace(loss=loss, logprob=logprob, **{name: x.item() for name, x in found.items()})
 
     return compute
@@ -487,7 +491,7 @@ def test_the_global_gradient_norm_is_clipped(fork, watch, arguments):
     seen = watch("anything", num_minibatches=1, total_timesteps=24)
     plain, small = (
         fork.compute_gradient(
-            seen.agent, seen.params, seen.batches[0], torch.tensor(0.2), arguments("anything", max_grad_norm=norm)
+            seen.agent, seen.params, seen.batches[0], torch.tensor(1.0), arguments("anything", max_grad_norm=norm)
         )
         for norm in (1e6, 0.01)
     )
@@ -495,7 +499,7 @@ def test_the_global_gradient_norm_is_clipped(fork, watch, arguments):
     assert norm > 0.02 and small[0].norm().item() == pytest.approx(0.01, rel=1e-3)
     assert plain[1]["grad_norm"].item() == small[1]["grad_norm"].item() == pytest.approx(norm.item(), rel=1e-4)
     torch.testing.assert_close(small[0] / small[0].norm(), plain[0] / norm, atol=1e-5, rtol=1e-3)
-    loss, _ = fork.ppo_loss(seen.agent, seen.batches[0], torch.tensor(0.2), arguments("anything"))
+    loss, _ = fork.ppo_loss(seen.agent, seen.batches[0], torch.tensor(1.0), arguments("anything"))
     raw = torch.autograd.grad(loss, seen.params, materialize_grads=True)
     torch.testing.assert_close(plain[0], torch.cat([x.flatten() for x in raw]), atol=1e-6, rtol=1e-3)
 
@@ -510,7 +514,7 @@ def test_reset_steps_do_not_matter(fork, watch, arguments):
     for name in ("logprobs", "values", "advantages", "returns"):
         other[name][~batch["valid"]] = 3.0
     gradients = [
-        fork.compute_gradient(seen.agent, seen.params, x, torch.tensor(0.2), arguments("counting"))[0]
+        fork.compute_gradient(seen.agent, seen.params, x, torch.tensor(1.0), arguments("counting"))[0]
         for x in (batch, other)
     ]
     torch.testing.assert_close(*gradients)
@@ -829,10 +833,10 @@ PROCESS = """
 import os, sys, torch, torch.distributed as dist
 from pathlib import Path
 from forks import Script
-def record(agent, params, batch, clip_coef, args):
-    loss, _ = fork.ppo_loss(agent, batch, clip_coef, args)
+def record(agent, params, batch, left, args):
+    loss, _ = fork.ppo_loss(agent, batch, left, args)
     own = torch.cat([x.flatten() for x in torch.autograd.grad(loss, params, materialize_grads=True)])
-    shared, diagnostics = compute_gradient(agent, params, batch, clip_coef, args)
+    shared, diagnostics = compute_gradient(agent, params, batch, left, args)
     gradients.append((own, shared))
     return shared, diagnostics
 more = {"max_grad_norm": 1e6, "total_timesteps": 48, "num_envs": 4, "num_steps": 6, "num_minibatches": 2}
@@ -1060,13 +1064,13 @@ def test_the_second_implementation_agrees(fork, arguments, kind, games, changes,
         orders.append(randperm(*given, **options))
         return orders[-1]
 
-    def record_gradient(agent, its_params, batch, clip_coef, its_args):
+    def record_gradient(agent, its_params, batch, left, its_args):
         params.append({name: x.numpy() for name, x in parameters(agent).items()})
         if not parts:
-            loss, found = fork.ppo_loss(agent, batch, clip_coef, its_args)
+            loss, found = fork.ppo_loss(agent, batch, left, its_args)
             own = found["policy_loss"] - its_args.ent_coef * found["entropy"] + its_args.vf_coef * found["value_loss"]
             parts.append((loss - own).item())
-        return compute_gradient(agent, its_params, batch, clip_coef, its_args)
+        return compute_gradient(agent, its_params, batch, left, its_args)
 
     make_envs = fork.make_envs
     with monkeypatch.context() as patch:

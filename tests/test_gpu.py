@@ -39,11 +39,11 @@ def train(monkeypatch):
     def run(script, device, iterations=1, **changes):
         minibatches, compute_gradient = [], script.compute_gradient
 
-        def record(agent, params, batch, clip_coef, args):
-            assert {x.device.type for x in [*params, *batch.values(), clip_coef]} == {device}
+        def record(agent, params, batch, left, args):
+            assert {x.device.type for x in [*params, *batch.values(), left]} == {device}
             if not torch.compiler.is_compiling():
                 minibatches.append({name: x.cpu().clone() for name, x in batch.items()})
-            return compute_gradient(agent, params, batch, clip_coef, args)
+            return compute_gradient(agent, params, batch, left, args)
 
         arguments = {"env_id": f"worlds:{WORLDS[script]}", "device": device, **SMALL, **changes}
         batch_size = arguments["num_envs"] * arguments["num_steps"]
@@ -100,7 +100,7 @@ def test_same_seed_same_run(script, compiled, train, device):
 def test_compiled_agrees_with_eager(script, train, device):
     """And is compiled once, whatever changes from iteration to iteration; on a GPU into graphs."""
     torch.compiler.reset()  # what other tests compiled
-    changes = {"iterations": 3, "anneal_clip": True, "learning_rate": 1e-4}
+    changes = {"iterations": 3, "anneal_clip": True, "anneal_ent": True, "learning_rate": 1e-4}
     changes |= float32(script)
     plain, compiled = (train(script, device, compile=compiled, **changes)[1] for compiled in (False, True))
     assert ((plain - compiled).abs() > 1e-5).float().mean() < 1e-3

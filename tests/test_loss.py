@@ -36,9 +36,9 @@ def by_hand():
 
 
 def test_by_hand():
-    args = Args(ent_coef=0.1, vf_coef=0.25, norm_adv=False)
+    args = Args(ent_coef=0.1, vf_coef=0.25, norm_adv=False, clip_coef=0.3)
     agent, batch = by_hand()
-    loss, got = ppo_loss(agent, batch, 0.3, args)
+    loss, got = ppo_loss(agent, batch, 1.0, args)
     policy = (-1.2 + 0.7 - 3 * 1.3) / 3  # inside; clipped below 0.7 as the advantage is negative; clipped above 1.3
     # squared errors, plain and clipped: 1 and 1 (inside the clip range); 0.25 and (1.3 - 2.5)²; 4 and (2.3 - 1)²
     value = 0.5 * (1 + 1.44 + 4) / 3
@@ -61,19 +61,35 @@ def test_the_surrogate_is_the_lower_one(ratio, advantage, surrogate):
     agent, batch = by_hand()
     agent.outputs = torch.full((4,), math.log(0.5 * ratio)), *agent.outputs[1:]
     batch |= {"logprobs": torch.full((4,), math.log(0.5)), "advantages": torch.full((4,), float(advantage))}
-    _, got = ppo_loss(agent, batch, 0.3, Args(norm_adv=False))
+    _, got = ppo_loss(agent, batch, 1.0, Args(norm_adv=False, clip_coef=0.3))
     assert got["policy_loss"].item() == pytest.approx(-surrogate, rel=1e-5)
+
+
+def test_the_clip_range_and_the_bonus_fall_with_what_is_left():
+    """To nothing, each if it is asked for (detail a)."""
+    agent, batch = by_hand()
+    weights = {"norm_adv": False, "vf_coef": 0.25}
+    for left in (1.0, 0.5, 0.0):
+        for anneal_clip, anneal_ent in ((False, False), (True, False), (False, True), (True, True)):
+            args = Args(clip_coef=0.4, ent_coef=0.2, anneal_clip=anneal_clip, anneal_ent=anneal_ent, **weights)
+            loss, got = ppo_loss(agent, batch, torch.tensor(left), args)
+            now = {"clip_coef": 0.4 * left if anneal_clip else 0.4, "ent_coef": 0.2 * left if anneal_ent else 0.2}
+            expected, others = ppo_loss(agent, batch, torch.tensor(1.0), Args(**now, **weights))
+            assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+            assert {name: x.item() for name, x in got.items()} == pytest.approx(
+                {k: x.item() for k, x in others.items()}
+            )
 
 
 def test_plain_value_loss():
     agent, batch = by_hand()
-    _, got = ppo_loss(agent, batch, 0.3, Args(clip_vloss=False))
+    _, got = ppo_loss(agent, batch, 1.0, Args(clip_vloss=False, clip_coef=0.3))
     assert got["value_loss"].item() == pytest.approx(0.5 * (1 + 0.25 + 4) / 3, rel=1e-6)
 
 
 def test_advantages_are_normalised_over_the_valid_samples():
     agent, batch = by_hand()
-    _, got = ppo_loss(agent, batch, 0.3, Args())
+    _, got = ppo_loss(agent, batch, 1.0, Args(clip_coef=0.3))
     deviation = math.sqrt(8 / 3)  # of 1, -1, 3 around their mean 1
     assert got["policy_loss"].item() == pytest.approx((0 + 2 / deviation * 0.7 - 2 / deviation * 1.3) / 3, rel=1e-5)
 
@@ -113,16 +129,16 @@ def test_gradient_by_finite_differences(args, float64):
     agent = make_agent(ppo, 5, MultiDiscrete([3, 3]))
     batch = random_batch(agent)
     params = list(agent.parameters())
-    loss, _ = ppo_loss(agent, batch, 0.2, args)
+    loss, _ = ppo_loss(agent, batch, 1.0, args)
     gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, params)])
     flat = nn.utils.parameters_to_vector(params).detach()
     nn.utils.vector_to_parameters(flat, params)
     for direction in torch.eye(flat.numel(), dtype=torch.float64)[:: flat.numel() // 60]:
         with torch.no_grad():
             flat += 1e-6 * direction
-            above, _ = ppo_loss(agent, batch, 0.2, args)
+            above, _ = ppo_loss(agent, batch, 1.0, args)
             flat -= 2e-6 * direction
-            below, _ = ppo_loss(agent, batch, 0.2, args)
+            below, _ = ppo_loss(agent, batch, 1.0, args)
             flat += 1e-6 * direction
         assert (above - below).item() / 2e-6 == pytest.approx((gradient @ direction).item(), abs=1e-6)
 
@@ -136,8 +152,8 @@ def test_reset_steps_do_not_matter():
     for name in ("obs", "logprobs", "values", "advantages", "returns"):
         other[name][~batch["valid"]] = 3.0
     for norm_adv in (True, False):
-        expected, diagnostics = compute_gradient(agent, params, batch, 0.2, Args(norm_adv=norm_adv))
-        gradient, others = compute_gradient(agent, params, other, 0.2, Args(norm_adv=norm_adv))
+        expected, diagnostics = compute_gradient(agent, params, batch, 1.0, Args(norm_adv=norm_adv))
+        gradient, others = compute_gradient(agent, params, other, 1.0, Args(norm_adv=norm_adv))
         torch.testing.assert_close(gradient, expected)
         for name, value in diagnostics.items():
             torch.testing.assert_close(others[name], value, msg=name)
@@ -147,13 +163,13 @@ def test_a_minibatch_of_reset_steps_is_harmless():
     agent = make_agent(ppo, 5, MultiDiscrete([3, 3]))
     batch = random_batch(agent)
     batch["valid"][:] = False
-    gradient, _ = compute_gradient(agent, list(agent.parameters()), batch, 0.2, Args())
+    gradient, _ = compute_gradient(agent, list(agent.parameters()), batch, 1.0, Args())
     assert not gradient.any()
 
 
 def test_a_single_sample_has_a_finite_loss():
     agent = make_agent(ppo, 5, MultiDiscrete([3, 3]))
-    gradient, _ = compute_gradient(agent, list(agent.parameters()), random_batch(agent, size=1), 0.2, Args())
+    gradient, _ = compute_gradient(agent, list(agent.parameters()), random_batch(agent, size=1), 1.0, Args())
     assert gradient.isfinite().all()
 
 
@@ -163,7 +179,7 @@ def test_the_first_ratio_is_1():
     batch = random_batch(agent)
     with torch.no_grad():
         batch["logprobs"], *_ = agent(batch)
-    _, diagnostics = ppo_loss(agent, batch, 0.2, Args())
+    _, diagnostics = ppo_loss(agent, batch, 1.0, Args())
     for name in ("old_approx_kl", "approx_kl", "clipfrac"):
         assert diagnostics[name].item() == 0
 
@@ -172,14 +188,14 @@ def test_the_global_gradient_norm_is_clipped():
     torch.manual_seed(0)
     agent = make_agent(ppo, 5, MultiDiscrete([3, 3]))
     params, batch = list(agent.parameters()), random_batch(agent)
-    loss, _ = ppo_loss(agent, batch, 0.2, Args())
+    loss, _ = ppo_loss(agent, batch, 1.0, Args())
     loss.backward()
     raw = torch.cat([param.grad.flatten() for param in params])
-    clipped, diagnostics = compute_gradient(agent, params, batch, 0.2, Args(max_grad_norm=0.01))
+    clipped, diagnostics = compute_gradient(agent, params, batch, 1.0, Args(max_grad_norm=0.01))
     assert diagnostics["grad_norm"].item() == pytest.approx(raw.norm().item(), rel=1e-5)
     assert clipped.norm().item() == pytest.approx(0.01, rel=1e-3)
     torch.testing.assert_close(clipped / clipped.norm(), raw / raw.norm())
-    small, _ = compute_gradient(agent, params, batch, 0.2, Args(max_grad_norm=1e6))
+    small, _ = compute_gradient(agent, params, batch, 1.0, Args(max_grad_norm=1e6))
     torch.testing.assert_close(small, raw)
 
 
@@ -196,7 +212,14 @@ def test_compiled_and_eager_updates_agree(monkeypatch):
     monkeypatch.setattr(torch, "compile", record)
     for compiled in (False, True):
         result = ppo.train(
-            Args(env_id="worlds:Masked", total_timesteps=192, num_steps=16, anneal_clip=True, compile=compiled)
+            Args(
+                env_id="worlds:Masked",
+                total_timesteps=192,
+                num_steps=16,
+                anneal_clip=True,
+                anneal_ent=True,
+                compile=compiled,
+            )
         )
         runs.append(torch.cat([param.flatten() for param in result["agent"].parameters()]))
     assert compute_gradient in compiled_functions

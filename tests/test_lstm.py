@@ -431,10 +431,10 @@ PROCESS = """
 import os, sys, torch
 import ppo_lstm, test_lstm
 gradients, compute_gradient = [], ppo_lstm.compute_gradient
-def record(agent, params, batch, clip_coef, args):
-    loss, _ = ppo_lstm.ppo_loss(agent, batch, clip_coef, args)
+def record(agent, params, batch, left, args):
+    loss, _ = ppo_lstm.ppo_loss(agent, batch, left, args)
     own = torch.cat([x.flatten() for x in torch.autograd.grad(loss, params)])
-    shared, diagnostics = compute_gradient(agent, params, batch, clip_coef, args)
+    shared, diagnostics = compute_gradient(agent, params, batch, left, args)
     gradients.append((own, shared, batch["memory"].shape[1]))
     return shared, diagnostics
 ppo_lstm.compute_gradient = record

@@ -125,7 +125,7 @@ def samples():
 def learn_from(batch, max_grad_norm):
     torch.manual_seed(5)
     agent = make_agent(ppo, 6, Discrete(3))
-    return compute_gradient(agent, list(agent.parameters()), batch, 0.2, Args(max_grad_norm=max_grad_norm))
+    return compute_gradient(agent, list(agent.parameters()), batch, 1.0, Args(max_grad_norm=max_grad_norm))
 
 
 AMOUNTS = [(0, 3), (5, 2), (0, 7), (4, 0), (0, 0), (1, 40)]  # of data that each process has seen in each round

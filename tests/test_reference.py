@@ -92,7 +92,7 @@ def replay(learner, steps, orders, start, result):
     "changes",
     [
         {},
-        {"norm_obs": True, "norm_reward": True, "anneal_clip": True},
+        {"norm_obs": True, "norm_reward": True, "anneal_clip": True, "anneal_ent": True, "ent_coef": 0.1},
         {"clip_vloss": False, "norm_adv": False, "anneal_lr": False, "ent_coef": 0.1},
         {"target_kl": 1e-4, "update_epochs": 6, "max_grad_norm": 5.0},
     ],

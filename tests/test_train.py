@@ -161,18 +161,20 @@ class TestUpdating:
 
     @pytest.mark.parametrize("anneal", [True, False])
     def test_annealing(self, anneal, monkeypatch, minibatches):
-        """Linear, by iterations: from the full value down to one iteration short of zero (details 4 and a)."""
-        args = Args(total_timesteps=5200, learning_rate=0.01, anneal_lr=anneal, anneal_clip=anneal, clip_coef=0.3)
+        """Linear, by iterations: from the full value down to one iteration short of zero (detail 4). The loss is told
+        what is left (detail a)."""
+        args = Args(total_timesteps=5200, learning_rate=0.01, anneal_lr=anneal)
         used, step = [], torch.optim.Adam.step
         monkeypatch.setattr(
             torch.optim.Adam, "step", lambda adam: used.append(adam.param_groups[0]["lr"]) or step(adam)
         )
         rates = scalars(train(args))["charts/learning_rate"]
-        remaining = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1] if anneal else [1.0] * 10
+        left = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
+        remaining = left if anneal else [1.0] * 10
         assert list(rates) == list(range(512, 5121, 512))
         assert list(rates.values()) == pytest.approx([0.01 * r for r in remaining])
         assert used[::16] == pytest.approx([0.01 * r for r in remaining])
-        assert [clip for _, clip in minibatches[::16]] == pytest.approx([0.3 * r for r in remaining])
+        assert [share.item() for _, share in minibatches[::16]] == pytest.approx(left)
 
     def test_adam_with_the_right_epsilon(self, monkeypatch):
         """A first Adam step is rate * g / (|g| + eps): half the rate for a gradient as small as 1e-5 (detail 3)."""
