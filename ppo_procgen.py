@@ -268,15 +268,15 @@ def all_mean(x: torch.Tensor) -> torch.Tensor:
 
 
 def ppo_loss(agent: Agent, batch: dict, left: torch.Tensor, args: Args) -> tuple[torch.Tensor, dict]:
-    """Loss of a minibatch (detail 10), and its diagnostics (detail 12). `batch` has what `agent` takes, and (M,) each:
-    valid (False where a step only reset), advantages, returns (value targets), logprobs and values of collecting."""
+    """Loss (detail 10) and diagnostics (detail 12) of a minibatch; `left`: share of the run to come, for annealing.
+    `batch`: what `agent` takes; (M,) each: valid (not a reset), advantages, returns (targets), old logprobs, values."""
     weights = batch["valid"] / batch["valid"].sum().clamp(min=1)  # x @ weights is the mean of x over valid samples
     advantages = batch["advantages"]
     if args.norm_adv:  # detail 7
         advantages = advantages - advantages @ weights
         advantages = advantages / ((advantages**2 @ weights).sqrt() + 1e-8)
     logprob, entropy, value = agent(batch)
-    clip_coef = args.clip_coef * (left if args.anneal_clip else 1)  # detail a; `left` of the run: from 1 to 0
+    clip_coef = args.clip_coef * (left if args.anneal_clip else 1)  # detail a
     log_ratio = logprob - batch["logprobs"]  # policy: the clipped surrogate objective (detail 8)
     ratio = log_ratio.exp()
     policy_loss = torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip_coef, 1 + clip_coef)) @ weights
@@ -420,7 +420,7 @@ def train(args: Args) -> dict:
     bar = at_end.enter_context(tqdm(**progress, unit=" steps", unit_scale=1, disable=RANK > 0))  # in a file, each 10 s
 
     while not done:
-        left = torch.full((), 1 - global_step / total_steps, device=device)
+        left = torch.full((), 1 - global_step / total_steps, device=device)  # a number would be compiled anew
         optimizer.param_groups[0]["lr"] = args.learning_rate * (left.item() if args.anneal_lr else 1)  # detail 4
         torch.default_generator.manual_seed(hash((args.seed, global_step, RANK)))  # the same in a resumed run
 

@@ -1317,7 +1317,7 @@ numbers of NumPy's | ppo | a checkpoint can be read again
 CUDA against --no-cuda | ppo | `--no-cuda` wins | command_line::test_no_cuda_wins
 - if args.cuda and args.device == "cuda" else "cpu"
 + if args.device == "cuda" else "cpu"
-compiled anew for each clip range | choices | compiled code is for any clip range | loss atari::TestRuns
+compiled anew in each iteration | choices | compiled code is for any share of the run | loss atari::TestRuns
 - minibatch, left, args)
 + minibatch, left.item(), args)
 

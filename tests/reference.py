@@ -298,7 +298,7 @@ class Learner:
         left = 1 - self.iteration / num_iterations
         learning_rate = args.learning_rate * (left if args.anneal_lr else 1)
         clip_coef = args.clip_coef * (left if args.anneal_clip else 1)
-        self.ent_coef = args.ent_coef * (left if args.anneal_ent else 1)
+        self.ent_coef = args.ent_coef * (left if getattr(args, "anneal_ent", False) else 1)  # older forks lack it
         size = len(samples) // args.num_minibatches
         diagnostics = []
         for _ in range(args.update_epochs):

@@ -167,7 +167,8 @@ class TestResuming:
     def test_it_goes_on_as_if_it_had_never_stopped(self, script, normalised, snapshots):
         """Bit for bit, in a world where starting anew changes nothing: so all that matters is in the checkpoint."""
         env_id = "test_checkpoint:Steps" + "Continuous" * (script is ppo_continuous)
-        settings = {"num_envs": 4, "num_steps": 15, "total_timesteps": 600, "num_minibatches": 4, "anneal_clip": True}
+        settings = {"num_envs": 4, "num_steps": 15, "total_timesteps": 600, "num_minibatches": 4}
+        settings |= {"anneal_clip": True, "anneal_ent": True, "ent_coef": 0.1}
         settings |= {"norm_obs": normalised, "norm_reward": normalised, "learning_rate": 0.01, "save_interval": 0}
         whole = script.train(script.Args(env_id=env_id, **settings))
         copy = Path("copy")

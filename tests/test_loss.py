@@ -201,7 +201,7 @@ def test_the_global_gradient_norm_is_clipped():
 
 @torch._dynamo.config.patch(error_on_recompile=True)
 def test_compiled_and_eager_updates_agree(monkeypatch):
-    """Three iterations each, with forbidden choices, reset steps and an annealed clip range. It is compiled once."""
+    """Three iterations each, with forbidden choices, resets, and annealed clip range and bonus. It is compiled once."""
     runs, compiled_functions, compile_function = [], [], torch.compile
     torch.compiler.reset()  # what other tests compiled
 

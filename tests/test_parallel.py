@@ -346,7 +346,7 @@ def test_compiled_gradients_are_averaged_too(monkeypatch):
     batch |= {"actions": torch.zeros(8, 1, dtype=torch.int64), "masks": torch.ones(8, 1, 2) > 0}
     batch |= {name: torch.from_numpy(rng.normal(size=8).astype(np.float32)) for name in ("advantages", "returns")}
     given = [agent, [*agent.parameters()], batch | {"logprobs": -torch.ones(8), "values": torch.zeros(8)}]
-    given += [torch.tensor(0.2), Args(max_grad_norm=1e6)]
+    given += [torch.tensor(1.0), Args(max_grad_norm=1e6)]
     own, _ = compute_gradient(*given)
     monkeypatch.setattr(ppo, "WORLD_SIZE", 2)
     monkeypatch.setattr(dist, "all_reduce", lambda x: x.mul_(3))
