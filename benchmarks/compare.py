@@ -105,7 +105,7 @@ ROWS = {
         "same settings": f"ppo_atari.py --env-id PongNoFrameskip-v4 --total-timesteps 3000000 {PONG} --no-bf16",
         ONE_CORE: f"ppo_atari.py --env-id PongNoFrameskip-v4 --total-timesteps 3000000 {PONG}",
         CENTRED: f"ppo_atari.py --env-id PongNoFrameskip-v4 --total-timesteps 600000 {PONG} --gamma 0.98"
-        " --ent-coef 0.03 --anneal-ent --vf-coef 5 --norm-obs",
+        " --ent-coef 0.02 --anneal-ent --vf-coef 5 --norm-obs",
     },
     "Breakout": {"defaults": "ppo_atari.py --env-id BreakoutNoFrameskip-v4 --total-timesteps 1000000"},
     "BeamRider": {"defaults": "ppo_atari.py --env-id BeamRiderNoFrameskip-v4 --total-timesteps 1000000"},
