@@ -104,8 +104,7 @@ ROWS = {
         PEER: f"sb3.py --env-id PongNoFrameskip-v4 --atari --total-timesteps 3000000 {PONG}",
         "same settings": f"ppo_atari.py --env-id PongNoFrameskip-v4 --total-timesteps 3000000 {PONG} --no-bf16",
         ONE_CORE: f"ppo_atari.py --env-id PongNoFrameskip-v4 --total-timesteps 3000000 {PONG}",
-        CENTRED: f"ppo_atari.py --env-id PongNoFrameskip-v4 --total-timesteps 600000 {PONG} --gamma 0.98"
-        " --ent-coef 0.02 --anneal-ent --vf-coef 5 --norm-obs",
+        CENTRED: f"ppo_atari.py --env-id PongNoFrameskip-v4 --total-timesteps 800000 {PONG} --gamma 0.98 --norm-obs",
     },
     "Breakout": {"defaults": "ppo_atari.py --env-id BreakoutNoFrameskip-v4 --total-timesteps 1000000"},
     "BeamRider": {"defaults": "ppo_atari.py --env-id BeamRiderNoFrameskip-v4 --total-timesteps 1000000"},
