@@ -97,12 +97,24 @@ def test_the_forks_of_the_examples_and_one_that_lacks_pieces():
         assert old in fork
         fork = fork.replace(old, new)
     forks["lacks"] = fork + "\n# changed on purpose: 9, 13\n"
+    older = (ROOT / "ppo.py").read_text()  # its loss is given the clip range
+    for old, new in {
+        "left: torch.Tensor, args: Args) -> tuple[": "clip: torch.Tensor, args: Args) -> tuple[",
+        "clip_coef = args.clip_coef * (left if args.anneal_clip else 1)": "clip_coef = clip",
+        "args.ent_coef * (left if args.anneal_ent else 1)": "args.ent_coef",
+        "minibatch, left, args)": "minibatch, args.clip_coef * (left if args.anneal_clip else 1), args)",
+    }.items():
+        assert older.count(old) == 1
+        older = older.replace(old, new)
+    forks["older"] = older
     tests = " or ".join(f"({name} and ({TESTS_OF_EXAMPLES}))" for name in NOT_TESTABLE)
     pieces = "gae_is or clip_range or initial_weights or value_loss or share_nothing or total_loss"
-    code, output, tables = command(forks, "-n0", "-k", f"{tests} or (lacks and ({pieces}))")
+    code, output, tables = command(forks, "-n0", "-k", f"{tests} or ((lacks or older) and ({pieces}))")
     assert code == 0 and "workers" not in output, output
     assert [*tables] == [*forks]
-    lacks = tables.pop("lacks")
+    lacks, older = tables.pop("lacks"), tables.pop("older")
+    assert {detail for detail, (word, _) in older.items() if word != "not testable"} == {"2", "5", "13", "26"}
+    assert older["9"][1].startswith("looked for left ")
     for name, rows in tables.items():
         assert len(rows) > 12 and {word for word, _ in rows.values()} <= {"proven", "not testable"}
         assert {detail for detail, (word, _) in rows.items() if word == "not testable"} == {*NOT_TESTABLE[name]}
