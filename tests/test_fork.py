@@ -456,6 +456,14 @@ def test_the_total_loss(by_hand):
     assert (steeper.loss - policy.loss).item() == pytest.approx(policy.policy_loss, rel=1e-4)
 
 
+@proves("10")
+def test_the_entropy_bonus_falls_to_zero(by_hand):
+    """If asked, by what is left of the run."""
+    for left in (1.0, 0.5, 0.0):
+        policy, fallen = by_hand(left=left), by_hand(left=left, ent_coef=0.1, anneal_ent=True)
+        assert (fallen.loss - policy.loss).item() == pytest.approx(-0.1 * left * 0.6, rel=1e-4, abs=1e-6)
+
+
 @proves("7")
 def test_advantages_are_normalised_over_the_valid_samples(by_hand):
     deviation = math.sqrt(8 / 3)  # of 1, -1, 3 around their mean 1
